@@ -1,0 +1,113 @@
+"""Configuration: strict pydantic models, one YAML file per experiment, `key=value` overrides.
+
+Every configurable class has its `Config` subclass beside it; `wovr.stages` composes them into one experiment.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from wovr.core.errors import UserError
+
+
+class Config(BaseModel):
+    """Base of all configs: unknown keys are errors, values are immutable, field docstrings are documentation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+C = TypeVar("C", bound=Config)
+
+
+def load_config(schema: type[C], path: Path, overrides: Iterable[str] = ()) -> C:
+    """Read `path`, apply `key.sub=value` overrides (values are YAML) and validate against `schema`.
+
+    A file may name another, relative to itself, under `extends`; its own keys win. Raises UserError in one line.
+    """
+    raw = _read(path)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise UserError(f"override {override!r}: expected key=value, for example rl.updates=20")
+        _assign(raw, key.strip(), _parse(text, override))
+    try:
+        return schema.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_first_problem(schema, error)}") from None
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write every value, defaults included, so that a run can be read without the code that made it."""
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """`top` over `base`, key by key, without touching either."""
+    merged = dict(base)
+    for key, value in top.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path}: expected a YAML config file, found none")
+    if path.resolve() in seen:
+        raise UserError(f"{path}: key 'extends' leads back to the file itself")
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: expected YAML, found {' '.join(str(error).split())}") from None
+    raw = {} if raw is None else raw
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: expected a mapping of keys at the top, found {type(raw).__name__}")
+    parent = raw.pop("extends", None)
+    if parent is None:
+        return raw
+    return merge(_read(path.parent / str(parent), (*seen, path.resolve())), raw)
+
+
+def _parse(text: str, override: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"override {override!r}: expected a YAML value after '='") from None
+
+
+def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, leaf = dotted.split(".")
+    node = raw
+    for part in parents:
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise UserError(f"override {dotted!r}: {part!r} holds a value, not a section")
+        node = child
+    node[leaf] = value
+
+
+def _first_problem(schema: type[BaseModel], error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        siblings = _fields_at(schema, problem["loc"][:-1])
+        close = difflib.get_close_matches(str(problem["loc"][-1]), siblings, n=1)
+        return f"unknown key '{key}'" + (
+            f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(siblings)}"
+        )
+    return f"key '{key}': {problem['msg'][0].lower()}{problem['msg'][1:]}, found {problem['input']!r}"
+
+
+def _fields_at(schema: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    for part in loc:
+        field = schema.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        schema = field.annotation
+    return list(schema.model_fields)
