@@ -1,0 +1,102 @@
+"""What lies on the table: geometry, colours, tasks and the fixed numbered layouts.
+
+Lengths are table units: the table is 64 x 64 of them, x to the right, y towards the viewer, so that at the
+default image size one unit is one pixel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wovr.core.seed import stream
+from wovr.core.types import Task
+
+TABLE = 64.0
+BLOCK_HALF = 4.5
+"""Half the side of a block: 14 % of the image, large against a latent cell of 8 pixels."""
+PLATE_RADIUS = 10.0
+WELL_RADIUS = 6.5
+"""A block that is let go with its centre inside the sunken middle slides to the centre; outside it stays on the rim.
+So success shows in a 64 x 64 frame: a block either sits in the middle or it does not."""
+SETTLED_RADIUS = 2.0
+NUM_BLOCKS = 2
+NUM_PLATES = 2
+
+RGB = tuple[float, float, float]
+BLOCK_COLOURS: dict[str, RGB] = {"red": (214, 48, 44), "blue": (44, 92, 214)}
+PLATE_COLOURS: dict[str, RGB] = {"green": (70, 168, 88), "yellow": (236, 196, 64)}
+TABLE_COLOUR: RGB = (196, 184, 170)
+
+TASKS: tuple[Task, ...] = tuple(
+    Task(i * NUM_PLATES + j, f"{block}_block_on_{plate}_plate", f"put the {block} block on the {plate} plate")
+    for i, block in enumerate(BLOCK_COLOURS)
+    for j, plate in enumerate(PLATE_COLOURS)
+)
+"""Every scene holds both blocks and both plates, so each task's target has distractors."""
+
+
+def goal(task_id: int) -> tuple[int, int]:
+    """(block, plate) indices that a task names."""
+    return divmod(task_id, NUM_PLATES)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A layout and its colours."""
+
+    gripper: NDArray[np.float64]
+    """(2,) start of the gripper."""
+    blocks: NDArray[np.float64]
+    """(2, 2) centres."""
+    plates: NDArray[np.float64]
+    """(2, 2) centres."""
+    colours: NDArray[np.float64]
+    """(5, 3): two blocks, two plates, the table; RGB in [0, 255]."""
+
+
+SUITE_COLOURS = np.array([*BLOCK_COLOURS.values(), *PLATE_COLOURS.values(), TABLE_COLOUR], dtype=np.float64)
+
+
+def suite_scene(task_id: int, init_id: int) -> Scene:
+    """Fixed initial state `init_id` of a task: blocks in the middle band, plates at the front, the gripper at the back."""
+    rng = stream(0, "tabletop-layout", task_id, init_id)
+    return Scene(
+        gripper=rng.uniform((22, 7), (42, 11)),
+        blocks=_spread(rng, (11, 24), (53, 36), gap=20.0),
+        plates=_spread(rng, (13, 47), (51, 52), gap=23.0),
+        colours=SUITE_COLOURS,
+    )
+
+
+def play_scene(rng: np.random.Generator) -> Scene:
+    """A layout for undirected play: anything anywhere, in colours that the suite does not use."""
+    return Scene(
+        gripper=rng.uniform((10, 8), (54, 56)),
+        blocks=_spread(rng, (9, 9), (55, 55), gap=16.0),
+        plates=_spread(rng, (12, 12), (52, 52), gap=22.0),
+        colours=np.stack([_other_colour(rng) for _ in range(NUM_BLOCKS + NUM_PLATES)] + [_table_colour(rng)]),
+    )
+
+
+def _spread(
+    rng: np.random.Generator, low: tuple[float, float], high: tuple[float, float], gap: float
+) -> NDArray[np.float64]:
+    while True:
+        points = rng.uniform(low, high, size=(2, 2))
+        if np.linalg.norm(points[0] - points[1]) >= gap:
+            return points
+
+
+def _other_colour(rng: np.random.Generator) -> NDArray[np.float64]:
+    while True:
+        colour = rng.uniform(20, 245, size=3)
+        saturated = colour.max() - colour.min() > 70
+        if saturated and np.linalg.norm(SUITE_COLOURS - colour, axis=1).min() > 45:
+            return colour
+
+
+def _table_colour(rng: np.random.Generator) -> NDArray[np.float64]:
+    return rng.uniform(120, 225) + rng.uniform(-14, 14, size=3)
