@@ -1,0 +1,251 @@
+"""Episodes on disk: a folder of HDF5 shards in the layout of robomimic and LIBERO.
+
+    shard_00000.hdf5
+        data                        attributes total, problem_info, env_args (both JSON)
+            demo_0                  attributes num_samples, instruction, suite, task_id, ... (`EpisodeInfo`)
+                obs/agentview_rgb   (N, height, width, 3) uint8, one frame per chunk
+                actions             (N, A) float32
+                rewards             (N,) uint8, 1 where the action led to a frame that meets the task's condition
+                dones               (N,) uint8, 1 at the last sample
+                states              (N, S) float64
+
+That layout has as many actions as frames; an episode has T actions and T + 1 frames. So N = T + 1 and the last
+sample is padding, as the attribute `padded_samples = 1` says: its action is `no_motion`, its reward repeats the one
+before. Reading drops it.
+
+Every append is one new shard, built in memory, written beside its place and renamed. A shard is never opened for
+writing again, so a process killed at any moment loses at most the batch that it was appending, and readers need no
+locks. Everything is compressed by gzip at level 1: every build of HDF5 reads it, its checksum reveals damaged
+frames, and on simulator frames it is as fast as lzf and packs tighter (`benchmarks/episode_store.py`).
+
+Legend: T env steps, N = T + 1 samples, A action dims, S state size; H W height and width.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from wovr.core.errors import UserError
+from wovr.core.types import Actions, Episode, Frames, no_motion
+
+FRAMES = "obs/agentview_rgb"
+COMPRESSION = {"compression": "gzip", "compression_opts": 1}
+MAX_OPEN_FILES = 16
+PARTIAL = ".partial"
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeInfo:
+    """What is known of a stored episode without reading its arrays. Fields as in `Episode`."""
+
+    length: int
+    """T, env steps."""
+    instruction: str
+    suite: str
+    task_id: int
+    init_id: int
+    policy: str
+    seed: int
+    purpose: str
+    success: bool
+
+
+class EpisodeStore:
+    """The episodes of one folder. Any number of processes may read; one at a time may append.
+
+    An episode's name is `shard_00003/demo_2`. Files are opened when first read, per process, so that a store may
+    cross a fork. Raises UserError naming the file where one is missing, truncated or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.names: list[str] = []
+        """All episodes, oldest first."""
+        self._files: OrderedDict[str, h5py.File] = OrderedDict()
+        self._pid = os.getpid()
+        for path in sorted(folder.glob("shard_*.hdf5")):
+            self._add_shard(path.stem)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def append(self, episodes: Sequence[Episode]) -> list[str]:
+        """Store all of `episodes` as one new shard, or none of them, and return their names.
+
+        Append in batches: every call makes a file. Raises UserError where the disk is full.
+        """
+        if not episodes:
+            return []
+        last = int(self.names[-1].split("/")[0].removeprefix("shard_")) if self.names else -1
+        shard = f"shard_{last + 1:05d}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write(self._path(shard), _shard_image(episodes))
+        self._add_shard(shard)
+        return self.names[-len(episodes) :]
+
+    def info(self, name: str) -> EpisodeInfo:
+        """Facts of one episode, from its attributes."""
+        with self._demo(name) as demo:
+            attributes = demo.attrs
+            return EpisodeInfo(
+                length=int(attributes["num_samples"]) - int(attributes["padded_samples"]),
+                instruction=str(attributes["instruction"]),
+                suite=str(attributes["suite"]),
+                task_id=int(attributes["task_id"]),
+                init_id=int(attributes["init_id"]),
+                policy=str(attributes["policy"]),
+                seed=int(attributes["seed"]),
+                purpose=str(attributes["purpose"]),
+                success=bool(attributes["success"]),
+            )
+
+    def steps(self, name: str) -> tuple[Actions, NDArray[np.bool_]]:
+        """`actions_TA` and `success_T` of one episode: what `WindowIndex` needs, without the frames."""
+        with self._demo(name) as demo:
+            length = int(demo.attrs["num_samples"]) - int(demo.attrs["padded_samples"])
+            return demo["actions"][:length], demo["rewards"][:length].astype(np.bool_)
+
+    def frames(self, name: str, start: int, stop: int) -> Frames:
+        """Frames start..stop-1 of one episode, (stop - start, H, W, 3). Reads and unpacks these frames only."""
+        with self._demo(name) as demo:
+            dataset = demo[FRAMES]
+            assert 0 <= start < stop <= len(dataset), f"frames {start}:{stop} of {len(dataset)}"
+            return dataset[start:stop]
+
+    def read(self, name: str) -> Episode:
+        """One whole episode."""
+        info = asdict(self.info(name))
+        del info["length"], info["success"]
+        actions_TA, success_T = self.steps(name)
+        with self._demo(name) as demo:
+            frames_THWC, states_TS = demo[FRAMES][:], demo["states"][:]
+        return Episode(frames_THWC, actions_TA, success_T, states_TS, **info)
+
+    def iter(self, purpose: str | None = None) -> Iterator[Episode]:
+        """Whole episodes, oldest first; with `purpose`, only those of that ledger line."""
+        for name in self.names:
+            if purpose is None or self.info(name).purpose == purpose:
+                yield self.read(name)
+
+    def check(self, image_size: int, action_dim: int) -> None:
+        """Raise UserError unless there are episodes and all have square frames and actions of these sizes."""
+        if not self.names:
+            raise UserError(f"{self.folder}: expected episodes (shard_*.hdf5), found none")
+        for name in self.names:
+            with self._demo(name) as demo:
+                image, action = demo[FRAMES].shape[1:], demo["actions"].shape[1:]
+            if image != (image_size, image_size, 3) or action != (action_dim,):
+                raise UserError(
+                    f"{self._place(name)}: expected {image_size}x{image_size} frames and {action_dim} action numbers, "
+                    f"found {'x'.join(map(str, image[:2]))} and {action[0]}"
+                )
+
+    def _path(self, shard: str) -> Path:
+        return self.folder / f"{shard}.hdf5"
+
+    def _place(self, name: str) -> str:
+        shard, demo = name.split("/")
+        return f"{self._path(shard)}: {demo}"
+
+    def _add_shard(self, shard: str) -> None:
+        with _readable(str(self._path(shard))):
+            demos = sorted(self._open(shard)["data"], key=lambda demo: int(demo.removeprefix("demo_")))
+        self.names += [f"{shard}/{demo}" for demo in demos]
+
+    def _open(self, shard: str) -> h5py.File:
+        """The shard's file, from the few used last in this process."""
+        if self._pid != os.getpid():  # forked: HDF5's handles belong to the parent
+            self._files, self._pid = OrderedDict(), os.getpid()
+        if shard not in self._files:
+            self._files[shard] = h5py.File(self._path(shard), "r", locking=False)
+            if len(self._files) > MAX_OPEN_FILES:
+                self._files.popitem(last=False)[1].close()
+        self._files.move_to_end(shard)
+        return self._files[shard]
+
+    @contextmanager
+    def _demo(self, name: str) -> Iterator[h5py.Group]:
+        shard, demo = name.split("/")
+        with _readable(self._place(name)):
+            yield self._open(shard)["data"][demo]
+
+
+@contextmanager
+def _readable(place: str) -> Iterator[None]:
+    """Turn what h5py raises on missing, truncated or damaged data into one line that names the place."""
+    try:
+        yield
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).strip("'\"").split())
+        raise UserError(f"{place}: expected a complete HDF5 episode, found {reason}") from None
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write `path` whole or not at all: beside its place, synced, renamed."""
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path}: expected room for {len(content)} bytes, found {error.strerror}") from None
+
+
+def _shard_image(episodes: Sequence[Episode]) -> bytes:
+    """The bytes of a shard. Built in memory, since HDF5 does not recover from a disk that fills while it writes."""
+    with h5py.File("shard", "w", driver="core", backing_store=False) as file:
+        data = file.create_group("data")
+        suites = sorted({episode.suite for episode in episodes})
+        instructions = sorted({episode.instruction for episode in episodes})
+        data.attrs["total"] = sum(len(episode.frames_THWC) for episode in episodes)
+        data.attrs["num_demos"] = len(episodes)
+        data.attrs["env_args"] = json.dumps({"env_name": "; ".join(suites), "env_kwargs": {}})
+        data.attrs["problem_info"] = json.dumps(
+            {"problem_name": "; ".join(suites), "language_instruction": "; ".join(instructions)}
+        )
+        for number, episode in enumerate(episodes):
+            _write_demo(data.create_group(f"demo_{number}"), episode)
+        file.flush()
+        return file.id.get_file_image()
+
+
+def _write_demo(demo: h5py.Group, episode: Episode) -> None:
+    samples = len(episode) + 1
+    last_reward = episode.success_T[-1:] if len(episode) else np.zeros(1, dtype=np.bool_)
+    arrays: dict[str, NDArray[Any]] = {
+        FRAMES: episode.frames_THWC,
+        "actions": np.concatenate([episode.actions_TA, no_motion(episode.actions_TA.shape[1])[None]]),
+        "rewards": np.concatenate([episode.success_T, last_reward]).astype(np.uint8),
+        "dones": (np.arange(samples) == samples - 1).astype(np.uint8),
+        "states": episode.states_TS,
+    }
+    for name, array in arrays.items():
+        chunks = (1, *array.shape[1:]) if name == FRAMES else array.shape
+        packing = {"chunks": chunks, **COMPRESSION} if array.size else {}  # HDF5 cannot chunk an empty array
+        demo.create_dataset(name, data=array, **packing)
+    demo.attrs.update(
+        num_samples=samples,
+        padded_samples=1,
+        instruction=episode.instruction,
+        suite=episode.suite,
+        task_id=episode.task_id,
+        init_id=episode.init_id,
+        policy=episode.policy,
+        seed=episode.seed,
+        purpose=episode.purpose,
+        success=episode.success,
+    )

@@ -1,0 +1,156 @@
+"""The episode store: layout, round trips, cost of windows, bad files."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import fields, replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from wovr.core.errors import UserError
+from wovr.core.types import Episode
+from wovr.episodes.store import EpisodeStore
+
+
+def make_episode(seed: int = 0, steps: int = 9, size: int = 8, action_dim: int = 3, states: int = 5) -> Episode:
+    rng = np.random.default_rng(seed)
+    return Episode(
+        frames_THWC=rng.integers(0, 256, (steps + 1, size, size, 3), dtype=np.uint8),
+        actions_TA=rng.normal(size=(steps, action_dim)).astype(np.float32),
+        success_T=rng.random(steps) < 0.3,
+        states_TS=rng.normal(size=(steps + 1, states)),
+        instruction="put the red block on the green plate",
+        suite="tabletop",
+        task_id=seed % 4,
+        init_id=seed,
+        policy="base",
+        seed=seed,
+        purpose="collect",
+    )
+
+
+def assert_same(left: Episode, right: Episode) -> None:
+    for field in fields(Episode):
+        a, b = getattr(left, field.name), getattr(right, field.name)
+        if isinstance(a, np.ndarray):
+            assert a.dtype == b.dtype, field.name
+            np.testing.assert_array_equal(a, b, err_msg=field.name)
+        else:
+            assert a == b and type(a) is type(b), field.name
+
+
+def test_round_trip_is_exact(tmp_path: Path) -> None:
+    episodes = [make_episode(0), make_episode(1, steps=4, states=0), make_episode(2, steps=0), make_episode(3, steps=1)]
+    names = EpisodeStore(tmp_path).append(episodes)
+    assert names == [f"shard_00000/demo_{i}" for i in range(4)]
+    store = EpisodeStore(tmp_path)
+    assert store.names == names and len(store) == 4
+    for name, episode in zip(names, episodes, strict=True):
+        assert_same(store.read(name), episode)
+        actions_TA, success_T = store.steps(name)
+        np.testing.assert_array_equal(actions_TA, episode.actions_TA)
+        np.testing.assert_array_equal(success_T, episode.success_T)
+        info = store.info(name)
+        assert (info.length, info.success, info.seed) == (len(episode), episode.success, episode.seed)
+
+
+def test_more_than_ten_episodes_and_shards_keep_their_order(tmp_path: Path) -> None:
+    store = EpisodeStore(tmp_path)
+    for batch in range(20):  # more shards than files held open
+        store.append([make_episode(batch * 12 + i, steps=1) for i in range(12 if batch < 2 else 1)])
+    reopened = EpisodeStore(tmp_path)
+    assert reopened.names == store.names
+    assert [e.seed for e in reopened.iter()] == [*range(24), *range(24, 240, 12)]
+
+
+def test_purpose_selects(tmp_path: Path) -> None:
+    store = EpisodeStore(tmp_path)
+    store.append([make_episode(0), replace(make_episode(1), purpose="refine-1"), make_episode(2)])
+    assert [e.seed for e in store.iter()] == [0, 1, 2]
+    assert [e.seed for e in store.iter("refine-1")] == [1]
+
+
+def test_plain_h5py_sees_the_libero_layout(tmp_path: Path) -> None:
+    episode = replace(make_episode(steps=6), success_T=np.array([0, 0, 0, 0, 1, 1], dtype=np.bool_))
+    EpisodeStore(tmp_path).append([episode, make_episode(1, steps=2)])
+    with h5py.File(tmp_path / "shard_00000.hdf5") as file:
+        data = file["data"]
+        assert sorted(data) == ["demo_0", "demo_1"]
+        assert data.attrs["total"] == 7 + 3
+        assert json.loads(data.attrs["problem_info"])["language_instruction"] == episode.instruction
+        assert json.loads(data.attrs["env_args"])["env_name"] == "tabletop"
+        demo = data["demo_0"]
+        lengths = {len(demo[key]) for key in ("obs/agentview_rgb", "actions", "rewards", "dones", "states")}
+        assert lengths == {7} == {demo.attrs["num_samples"]}
+        assert demo["obs/agentview_rgb"].dtype == np.uint8
+        np.testing.assert_array_equal(demo["actions"][-1], [0, 0, -1])
+        assert demo["rewards"][:].tolist() == [0, 0, 0, 0, 1, 1, 1]
+        assert demo["dones"][:].tolist() == [0, 0, 0, 0, 0, 0, 1]
+
+
+def test_window_reads_only_its_frames(tmp_path: Path) -> None:
+    """Every frame but the window's is destroyed on disk; the window still reads, its neighbour does not."""
+    episode = make_episode(steps=20)
+    (name,) = EpisodeStore(tmp_path).append([episode])
+    path = tmp_path / "shard_00000.hdf5"
+    with h5py.File(path) as file:
+        dataset = file["data/demo_0/obs/agentview_rgb"]
+        chunks = [dataset.id.get_chunk_info(i) for i in range(dataset.id.get_num_chunks())]
+    assert len(chunks) == 21
+    with path.open("r+b") as raw:
+        for chunk in chunks:
+            if not 5 <= chunk.chunk_offset[0] < 9:
+                raw.seek(chunk.byte_offset)
+                raw.write(os.urandom(chunk.size))
+    store = EpisodeStore(tmp_path)
+    np.testing.assert_array_equal(store.frames(name, 5, 9), episode.frames_THWC[5:9])
+    with pytest.raises(UserError, match=r"shard_00000.hdf5: demo_0: expected a complete HDF5 episode"):
+        store.frames(name, 5, 10)
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])
+def test_truncated_shard_is_named(tmp_path: Path, keep: float) -> None:
+    EpisodeStore(tmp_path).append([make_episode()])
+    path = tmp_path / "shard_00000.hdf5"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content)) if keep < 1 else int(keep)])
+    with pytest.raises(UserError, match=r"shard_00000\.hdf5: expected a complete HDF5"):
+        EpisodeStore(tmp_path)
+
+
+def test_vanished_shard_and_unknown_episode_are_named(tmp_path: Path) -> None:
+    EpisodeStore(tmp_path).append([make_episode()])
+    store = EpisodeStore(tmp_path)
+    with pytest.raises(UserError, match=r"shard_00000\.hdf5: demo_7"):
+        store.read("shard_00000/demo_7")
+    with pytest.raises(UserError, match=r"shard_00001\.hdf5: demo_0"):
+        store.info("shard_00001/demo_0")
+
+
+def test_check_names_what_does_not_fit(tmp_path: Path) -> None:
+    store = EpisodeStore(tmp_path / "episodes")
+    with pytest.raises(UserError, match=r"expected episodes .* found none"):
+        store.check(8, 3)
+    store.append([make_episode()])
+    store.check(8, 3)
+    with pytest.raises(UserError, match=r"shard_00000\.hdf5: demo_0: expected 64x64 .* found 8x8 and 3"):
+        store.check(64, 3)
+    with pytest.raises(UserError, match=r"7 action numbers, found 8x8 and 3"):
+        store.check(8, 7)
+
+
+def test_a_store_crosses_a_fork(tmp_path: Path) -> None:
+    episode = make_episode()
+    (name,) = EpisodeStore(tmp_path).append([episode])
+    store = EpisodeStore(tmp_path)
+    store.frames(name, 0, 1)  # the parent holds the file open
+    child = os.fork()
+    if child == 0:
+        same = np.array_equal(store.read(name).frames_THWC, episode.frames_THWC)
+        os._exit(0 if same else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert_same(store.read(name), episode)
