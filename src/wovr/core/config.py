@@ -36,10 +36,15 @@ def load_config(schema: type[C], path: Path, overrides: Iterable[str] = ()) -> C
         if not separator or not key:
             raise UserError(f"override {override!r}: expected key=value, for example rl.updates=20")
         _assign(raw, key.strip(), _parse(text, override))
+    return validate(schema, raw, str(path))
+
+
+def validate(schema: type[C], raw: Mapping[str, Any], origin: str) -> C:
+    """`raw` as a config; UserError in one line that starts with `origin` and names the first key that does not fit."""
     try:
         return schema.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{path}: {_first_problem(schema, error)}") from None
+        raise UserError(f"{origin}: {_first_problem(schema, error)}") from None
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -54,6 +59,19 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
         old = merged.get(key)
         merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
+
+
+def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """(dotted key, old value, new value) of the first difference, None where a key is absent; None when equal."""
+    for key in [*old, *(key for key in new if key not in old)]:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            inner = first_difference(before, after)
+            if inner is not None:
+                return (f"{key}.{inner[0]}", *inner[1:])
+        elif before != after:
+            return key, before, after
+    return None
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:

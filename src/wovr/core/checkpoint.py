@@ -1,0 +1,146 @@
+"""Artifacts on disk: safetensors with a header that says what they are, JSON beside them, all written atomically.
+
+A file under its final name is always complete: it is written beside the target, flushed and renamed. The
+configuration of a model travels in the header of its weights, so that one file is enough to rebuild it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from wovr.core.config import Config, validate
+from wovr.core.errors import UserError
+
+FORMAT = "wovr-1"
+"""Value of the header's `format` in every file that this version writes."""
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to disk, rename it to `path`.
+
+    Whatever fails, the temporary file is removed and an older `path` stays as it was. A full disk raises UserError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        if disk_is_full(error):
+            raise UserError(f"{path}: expected room to write it, found a full disk; what was there is intact") from None
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether a failed write ran out of space or quota. Safetensors gives the number only in its message."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError):
+        return error.errno in full
+    return any(f"(os error {number})" in str(error) for number in full)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    text = json.dumps(value, indent=2) + "\n"
+    write_atomic(path, lambda temporary: _write_text(temporary, text))
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file; UserError when it is missing or not JSON."""
+    if not path.is_file():
+        raise UserError(f"{path}: expected a JSON file, found none")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: expected JSON, found {error}") from None
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], **metadata: str) -> None:
+    """Write named tensors and string metadata as one safetensors file."""
+    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomic(path, lambda temporary: save_file(flat, temporary, metadata={"format": FORMAT, **metadata}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors on the CPU, metadata); UserError when the file is missing, truncated or not safetensors."""
+    with _open(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """The metadata alone, whatever the size of the file; same errors as `load_tensors`."""
+    with _open(path) as file:
+        return file.metadata() or {}
+
+
+def save_model(path: Path, module: nn.Module, config: Config, **metadata: str) -> None:
+    """Write weights, buffers and the config that rebuilds the module."""
+    save_tensors(path, module.state_dict(), config=config.model_dump_json(), **metadata)
+
+
+def load_model(path: Path, schema: type[ConfigT], build: Callable[[ConfigT], ModuleT]) -> ModuleT:
+    """Rebuild a module that `save_model` wrote: `build` makes it from the config in the header.
+
+    Raises UserError that names the file and the config key or weight that does not fit.
+    """
+    header = read_header(path)
+    if "config" not in header:
+        raise UserError(f"{path}: expected a model saved by wovr, found no 'config' in its header")
+    try:
+        raw = json.loads(header["config"])
+    except ValueError as error:
+        raise UserError(f"{path}: expected JSON under 'config' in the header, found {error}") from None
+    module = build(validate(schema, raw, str(path)))
+    load_weights(path, module)
+    return module
+
+
+def load_weights(path: Path, module: nn.Module) -> None:
+    """Fill `module` from a safetensors file whose names and shapes must match exactly; UserError where they don't."""
+    tensors, _ = load_tensors(path)
+    fill(module, tensors, path)
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copy `tensors` into the parameters and buffers of `module`. `path` is where they came from, for the error."""
+    expected = module.state_dict()
+    for name, value in expected.items():
+        if name not in tensors:
+            raise UserError(f"{path}: expected weight '{name}', found none")
+        if tensors[name].shape != value.shape:
+            raise UserError(
+                f"{path}: weight '{name}': expected shape {tuple(value.shape)}, found {tuple(tensors[name].shape)}"
+            )
+    for name in tensors:
+        if name not in expected:
+            raise UserError(f"{path}: found weight '{name}', which this model does not have")
+    module.load_state_dict(tensors)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"{path}: expected a safetensors file, found none")
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise UserError(f"{path}: expected a complete safetensors file, found {error}") from None
