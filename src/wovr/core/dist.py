@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -19,8 +20,9 @@ Precision = Literal["auto", "bf16", "fp32"]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
+@cache
 def precision(requested: Precision = "auto") -> Literal["bf16", "fp32"]:
-    """What to compute in. `auto` is bf16 where the hardware multiplies it fast: a GPU, or a CPU with AVX512-BF16 or AMX.
+    """What to compute in. `auto` is bf16 where it is fast: on a GPU, or on a CPU with AVX512-BF16 or AMX.
 
     Elsewhere `auto` is fp32 and lets matrix products use the fast "medium" mode; an explicit `fp32` stays exact.
     """

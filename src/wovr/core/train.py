@@ -1,0 +1,304 @@
+"""The one optimisation loop: AdamW, warm-up, clipping, EMA, micro-batches, exact resume.
+
+Losses come per sample and are divided by the global batch size, so neither the number of micro-batches nor the
+number of ranks changes a step. `batch_at` is a pure function of the step, so a resumed run repeats the
+uninterrupted one bit for bit. Legend: B batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from wovr.core.checkpoint import fill, load_tensors, save_tensors
+from wovr.core.config import Config, first_difference
+from wovr.core.dist import Dist, Precision
+from wovr.core.errors import UserError
+from wovr.core.log import RunLog
+
+Batch = Mapping[str, Any]
+"""Tensors, or lists, that all have the leading dimension B."""
+LossFn = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Tensor]]]
+"""(model, batch) -> (loss (B,), logs of shape (B,) each): one value per sample, never a mean."""
+
+
+class OptimConfig(Config):
+    """How weights are updated."""
+
+    lr: float = Field(3e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled decay of matrices and kernels (the paper's .01). Biases, norms and other vectors are not decayed."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of AdamW's two moments."""
+    eps: float = Field(1e-8, gt=0)
+    """AdamW's denominator offset."""
+    grad_clip: float = Field(1.0, ge=0)
+    """Largest global gradient norm; 0 does not clip."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps of linear rise from 0 to `lr`."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """What follows the warm-up: `lr` throughout, or half a cosine that ends at 0."""
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    """Decay of the exponential moving average of the weights; 0 keeps none. Early steps average over less:
+    min(ema_decay, (1 + n) / (10 + n)) after n steps, so that a short training forgets its start."""
+    precision: Precision = "auto"
+    """Autocast of the forward pass; weights, moments and the average stay fp32. `auto`: bf16 where it is fast."""
+
+
+class TrainConfig(OptimConfig):
+    """How long and how often."""
+
+    steps: int = Field(gt=0)
+    """Optimiser steps."""
+    batch_size: int = Field(32, gt=0)
+    """Samples per step over all ranks."""
+    accumulate: int = Field(1, gt=0)
+    """Micro-batches per step and rank: less memory, same result."""
+    log_every: int = Field(50, gt=0)
+    """Steps between lines of the log; a line holds the means since the last."""
+    checkpoint_every: int = Field(500, ge=0)
+    """Steps between saved states, which bound what an interruption costs; 0 saves only the last."""
+    validate_every: int = Field(0, ge=0)
+    """Steps between validations; 0 validates only at the end."""
+
+
+RESULT_NEUTRAL = {"accumulate", "log_every", "checkpoint_every"}
+"""Keys that may change when a training is resumed."""
+
+
+def learning_rate(step: int, config: OptimConfig, total_steps: int) -> float:
+    """The rate of step 0, 1, … total_steps - 1."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class Trainer:
+    """A model, its optimiser and its average, advanced one global batch at a time."""
+
+    def __init__(self, model: nn.Module, config: OptimConfig, dist: Dist, total_steps: int) -> None:
+        """Moves `model` to the device of `dist`; parameters without `requires_grad` stay frozen."""
+        self.model, self.config, self.dist, self.total_steps = dist.prepare(model), config, dist, total_steps
+        self.steps_done = 0
+        self.ema_model = _frozen_copy(model) if config.ema_decay else model
+        """The averaged weights, or the model itself where no average is kept."""
+        trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self._named = sorted(trainable, key=lambda item: item[1].ndim < 2)  # in the order of the optimiser's groups
+        self._parameters = [parameter for _, parameter in self._named]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in self._parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in self._parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self._optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+    def step(self, batch: Batch, loss_fn: LossFn, micro_batches: int = 1) -> dict[str, float]:
+        """One update from the GLOBAL batch, which every rank passes whole and takes its slice of.
+
+        Returns the logs of `loss_fn` averaged over the global batch, with `loss`, `grad_norm` (before clipping)
+        and `lr`. Raises UserError, before any weight changes, when the loss or its gradient is not finite.
+        """
+        size = batch_size(batch)
+        assert size >= self.dist.world_size * micro_batches, "a micro-batch would be empty"
+        mine = split(batch, self.dist.world_size)[self.dist.rank]
+        total: dict[str, Tensor] = {}
+        for part in split(mine, micro_batches):
+            part = {key: _to(value, self.dist.device) for key, value in part.items()}
+            with self.dist.autocast(self.config.precision):
+                loss_B, logs = loss_fn(self.model, part)
+            assert loss_B.ndim == 1, "losses are per sample, shape (B,)"
+            (loss_B.sum() / size).backward()
+            for key, value in {**logs, "loss": loss_B}.items():
+                assert value.shape == loss_B.shape, f"log {key!r} is not per sample"
+                total[key] = total.get(key, 0) + value.detach().float().sum() / size
+        self.dist.sum_gradients(self._parameters)
+        names = sorted(total)
+        values = dict(zip(names, self.dist.sum(torch.stack([total[name] for name in names])).tolist(), strict=True))
+        values["grad_norm"] = self._update(values["loss"])
+        values["lr"] = self._optimizer.param_groups[0]["lr"]
+        self.steps_done += 1
+        return values
+
+    def _update(self, loss: float) -> float:
+        """Clip, step, average; returns the gradient norm."""
+        limit = self.config.grad_clip or math.inf
+        norm = nn.utils.clip_grad_norm_(self._parameters, limit).item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._optimizer.zero_grad(set_to_none=True)
+            raise UserError(
+                f"training step {self.steps_done}: expected a finite loss and gradient, found loss {loss:g} and "
+                f"gradient norm {norm:g}; try a smaller lr (now {self.config.lr:g}); the last checkpoint is intact"
+            )
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(self.steps_done, self.config, self.total_steps)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        if self.config.ema_decay:
+            self._average()
+        return norm
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.config.ema_decay, (1 + self.steps_done) / (10 + self.steps_done))
+        averages = dict(self.ema_model.named_parameters())
+        torch._foreach_lerp_([averages[name] for name, _ in self._named], [p for _, p in self._named], 1 - decay)
+        for average, buffer in zip(self.ema_model.buffers(), self.model.buffers(), strict=True):
+            average.copy_(buffer)
+
+    def save(self, path: Path, **metadata: str) -> None:
+        """Write all that decides the following steps: weights, average, moments, step, random state, config."""
+        if not self.dist.is_main:
+            return
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self.config.ema_decay:
+            tensors |= {f"ema.{name}": value for name, value in self.ema_model.state_dict().items()}
+        for name, parameter in self._named:
+            moments = self._optimizer.state.get(parameter, {})
+            tensors |= {f"optimizer.{key}.{name}": value for key, value in moments.items()}
+        tensors["random"] = torch.get_rng_state()
+        config = self.config.model_dump_json()
+        save_tensors(path, tensors, config=config, step=str(self.steps_done), **metadata)
+
+    def load(self, path: Path) -> dict[str, str]:
+        """Continue from `save` as if never interrupted; returns the metadata given to it.
+
+        Raises UserError when the state belongs to another config or model.
+        """
+        tensors, metadata = load_tensors(path)
+        if "step" not in metadata or "config" not in metadata:
+            raise UserError(f"{path}: expected a training state, found no 'step' and 'config' in its header")
+        self._check_config(path, json.loads(metadata["config"]))
+        fill(self.model, _under("model.", tensors), path)
+        if self.config.ema_decay:
+            fill(self.ema_model, _under("ema.", tensors), path)
+        moments = {key: _under(f"optimizer.{key}.", tensors) for key in ("step", "exp_avg", "exp_avg_sq")}
+        state = {
+            index: {key: values[name] for key, values in moments.items()}
+            for index, (name, _) in enumerate(self._named)
+            if name in moments["step"]
+        }
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+        torch.set_rng_state(tensors["random"])
+        self.steps_done = int(metadata["step"])
+        return metadata
+
+    def _check_config(self, path: Path, saved: dict[str, Any]) -> None:
+        now = json.loads(self.config.model_dump_json())
+        for key in RESULT_NEUTRAL:
+            saved.pop(key, None)
+            now.pop(key, None)
+        difference = first_difference(saved, now)
+        if difference:
+            key, before, after = difference
+            raise UserError(
+                f"{path}: key '{key}': this state was trained with {before!r}, found {after!r}; "
+                "restore the value or delete the file to start anew"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """What `fit` returns."""
+
+    model: nn.Module
+    """The model to use, in eval mode: the average where one is kept."""
+    history: list[dict[str, float]]
+    """The logged lines: `step` and means since the last line; validations have keys `validation/…`."""
+    state: Path
+    """The final training state. Remove it once the artifact is saved: until then it makes `fit` return at once."""
+
+
+def fit(
+    model: nn.Module,
+    loss_fn: LossFn,
+    batch_at: Callable[[int], Batch],
+    config: TrainConfig,
+    *,
+    dist: Dist,
+    folder: Path,
+    log: RunLog,
+    name: str,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+) -> FitResult:
+    """Train for `config.steps`, resuming from `folder/NAME.state.safetensors` when it is there.
+
+    `batch_at(step)` gives the whole global batch on every rank and depends on nothing but the step. `validate` gets
+    the model to use, in eval mode and without gradient, on every rank.
+    """
+    state = folder / f"{name}.state.safetensors"
+    trainer = Trainer(model, config, dist, config.steps)
+    history: list[dict[str, float]] = []
+    recent: list[dict[str, float]] = []  # the steps since the last logged line
+    if state.exists():
+        metadata = trainer.load(state)
+        history, recent = json.loads(metadata["history"]), json.loads(metadata["recent"])
+    model.train()
+    with log.progress(name, config.steps, done=trainer.steps_done) as bar:
+        while trainer.steps_done < config.steps:
+            values = trainer.step(batch_at(trainer.steps_done), loss_fn, config.accumulate)
+            recent.append(values)
+            bar.advance(1, loss=values["loss"])
+            done = trainer.steps_done
+            last = done == config.steps
+            line: dict[str, float] = {}
+            if last or done % config.log_every == 0:
+                line |= {key: sum(step[key] for step in recent) / len(recent) for key in values}
+                recent = []
+            if validate and (last or (config.validate_every and done % config.validate_every == 0)):
+                found = _evaluate(validate, trainer.ema_model)
+                line |= {f"validation/{key}": value for key, value in found.items()}
+            if line:
+                history.append({"step": done, **line})
+                log.metrics(name, done, line)
+            if last or (config.checkpoint_every and done % config.checkpoint_every == 0):
+                trainer.save(state, history=json.dumps(history), recent=json.dumps(recent))
+    dist.barrier()
+    return FitResult(trainer.ema_model.eval(), history, state)
+
+
+@torch.no_grad()
+def _evaluate(validate: Callable[[nn.Module], dict[str, float]], model: nn.Module) -> dict[str, float]:
+    training = model.training
+    found = validate(model.eval())
+    model.train(training)
+    return found
+
+
+def batch_size(batch: Batch) -> int:
+    """B, the same for every value."""
+    sizes = {len(value) for value in batch.values()}
+    assert len(sizes) == 1, f"values of a batch differ in length: {sorted(sizes)}"
+    return sizes.pop()
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """Consecutive slices along dimension 0, as equal as can be."""
+    size = batch_size(batch)
+    bounds = [size * part // parts for part in range(parts + 1)]
+    return [{key: value[start:stop] for key, value in batch.items()} for start, stop in itertools.pairwise(bounds)]
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _frozen_copy(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).requires_grad_(False).eval()
