@@ -1,0 +1,86 @@
+"""Dual-channel action injection (4.1).
+
+(a) AdaLN: the four actions of each latent frame pass `action_mlp2` and join the frame's timestep embedding, before
+the modulation projection and the head. Its last layer starts at zero, so that a video backbone is unchanged at first.
+(b) Cross-attention: every action becomes one token (`action_mlp1`) in place of the text.
+
+Departure: the published models give action tokens no position, so a frame can only guess which of them are its own.
+With `positions`, sinusoids of the time that an action and a latent frame stand for are added to both, once, at the
+input: a small network then finds its own actions by the tokens' scalar product from the first step on. Off for
+published weights, which were trained without.
+
+Legend: B batch, T actions, L latent frames, A action dims, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from wovr.dit.block import linear
+from wovr.dit.context import FRAMES_PER_LATENT, Layout
+
+LONGEST_PERIOD = 100.0
+"""Of the positions' sinusoids, in frames: a few windows long."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActionCache:
+    """All that the network needs of the actions: what the Euler steps of one chunk share."""
+
+    adaln_BLD: Tensor | None
+    keys_values: tuple[tuple[Tensor, Tensor], ...]
+    """Keys and values (B, heads, T, head dim) of each block's cross-attention; empty without it."""
+
+
+def sinusoid(position: Tensor, width: int, longest_period: float) -> Tensor:
+    """Cosines and sines (..., width) of positions (...), float32, periods spaced geometrically (Wan's order)."""
+    half = torch.arange(width // 2, dtype=torch.float32, device=position.device)
+    angle = position.float().unsqueeze(-1) * longest_period ** (-half / (width // 2))
+    return torch.cat((angle.cos(), angle.sin()), dim=-1)
+
+
+@lru_cache(maxsize=8)
+def positions(layout: Layout, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sinusoids of the times of all actions (T, D) and latent frames (L, D); a still latent sits mid-frame."""
+    centre = (FRAMES_PER_LATENT - 1) / 2
+    frame_times = [FRAMES_PER_LATENT * frame + centre for frame in range(layout.frames)]
+    action_times = [
+        time + (i - centre if count > 1 else 0)
+        for time, count in zip(frame_times, layout.actions_per_frame, strict=True)
+        for i in range(count)
+    ]
+    with torch.inference_mode(False):  # the tables outlive the call
+        action_times_T = torch.tensor(action_times, device=device)
+        frame_times_L = torch.tensor(frame_times, device=device)
+        return sinusoid(action_times_T, width, LONGEST_PERIOD), sinusoid(frame_times_L, width, LONGEST_PERIOD)
+
+
+class ActionEncoder(nn.Module):
+    """Actions to the embeddings of both channels; a channel that is off has no parameters."""
+
+    def __init__(self, action_dim: int, width: int, *, adaln: bool, cross_attention: bool):
+        super().__init__()
+        self.action_mlp1: nn.Sequential | None = None
+        self.action_mlp2: nn.Sequential | None = None
+        if cross_attention:
+            self.action_mlp1 = nn.Sequential(linear(action_dim, width), nn.GELU(), linear(width, width))
+        if adaln:
+            last = linear(4 * width, width)
+            nn.init.zeros_(last.weight)
+            self.action_mlp2 = nn.Sequential(linear(FRAMES_PER_LATENT * action_dim, 4 * width), nn.SiLU(), last)
+
+    def tokens(self, actions_BTA: Tensor) -> Tensor | None:
+        """Channel (b): one token per action (B, T, D)."""
+        return None if self.action_mlp1 is None else self.action_mlp1(actions_BTA)
+
+    def modulation(self, actions_BTA: Tensor, layout: Layout) -> Tensor | None:
+        """Channel (a): one embedding per latent frame (B, L, D). A still latent repeats its one action."""
+        if self.action_mlp2 is None:
+            return None
+        groups = actions_BTA.split(layout.actions_per_frame, dim=1)
+        groups_BLFA = torch.stack([group.expand(-1, FRAMES_PER_LATENT, -1) for group in groups], dim=1)
+        return self.action_mlp2(groups_BLFA.flatten(2))

@@ -1,0 +1,150 @@
+"""The transformer block of Wan: modulate, attend to all latents, attend to the actions, modulate, feed forward.
+
+Projections that share an input are one linear (qkv, kv); modulation is kept per latent frame and broadcast over the
+frame's tokens.
+
+Legend: B batch, L latent frames, S tokens per latent frame, N = L S tokens, T action tokens, D width, H heads,
+E channels of a head.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from wovr.dit.rope import Rotation, rotate
+
+
+def linear(inputs: int, outputs: int, parts: int = 1) -> nn.Linear:
+    """A linear as Wan initialises it: zero bias, Xavier weight, drawn for each of the fused `parts` by itself."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.bias)
+    for part in layer.weight.chunk(parts):
+        nn.init.xavier_uniform_(part)
+    return layer
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the full width, float32 out: what follows it rotates in float32 anyway."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.float()
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight.float()
+
+
+class SelfAttention(nn.Module):
+    """Attention over all latent tokens with rotary positions and normalised queries and keys."""
+
+    def __init__(self, width: int, heads: int, eps: float):
+        super().__init__()
+        self.heads = heads
+        self.qkv = linear(width, 3 * width, parts=3)
+        self.o = linear(width, width)
+        self.norm_q = RMSNorm(width, eps)
+        self.norm_k = RMSNorm(width, eps)
+
+    def forward(self, x_BND: Tensor, rotation: Rotation, queries: int) -> Tensor:
+        """Outputs (B, queries, D) of the last `queries` tokens, which attend to all N."""
+        N, D = x_BND.shape[1:]
+        if queries == N:
+            q_BND, k_BND, v_BND = self.qkv(x_BND).chunk(3, dim=-1)
+        else:
+            q_BND = F.linear(x_BND[:, N - queries :], self.qkv.weight[:D], self.qkv.bias[:D])
+            k_BND, v_BND = F.linear(x_BND, self.qkv.weight[D:], self.qkv.bias[D:]).chunk(2, dim=-1)
+        query_rotation = (rotation[0][N - queries :], rotation[1][N - queries :])
+        q_BNHE = rotate(self._heads(self.norm_q(q_BND)), query_rotation).to(v_BND.dtype)
+        k_BNHE = rotate(self._heads(self.norm_k(k_BND)), rotation).to(v_BND.dtype)
+        y_BHNE = F.scaled_dot_product_attention(
+            q_BNHE.transpose(1, 2), k_BNHE.transpose(1, 2), self._heads(v_BND).transpose(1, 2)
+        )
+        return self.o(y_BHNE.transpose(1, 2).flatten(2))
+
+    def _heads(self, x_BND: Tensor) -> Tensor:
+        return x_BND.unflatten(-1, (self.heads, -1))
+
+
+class CrossAttention(nn.Module):
+    """Attention from latent tokens to action tokens; keys and values do not depend on the latents."""
+
+    def __init__(self, width: int, heads: int, eps: float):
+        super().__init__()
+        self.heads = heads
+        self.q = linear(width, width)
+        self.kv = linear(width, 2 * width, parts=2)
+        self.o = linear(width, width)
+        self.norm_q = RMSNorm(width, eps)
+        self.norm_k = RMSNorm(width, eps)
+
+    def keys_values(self, tokens_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, H, T, E) each."""
+        k_BTD, v_BTD = self.kv(tokens_BTD).chunk(2, dim=-1)
+        return self._heads(self.norm_k(k_BTD).to(v_BTD.dtype)), self._heads(v_BTD)
+
+    def forward(self, x_BND: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
+        """(B, N, D)."""
+        q_BND = self.q(x_BND)
+        y_BHNE = F.scaled_dot_product_attention(self._heads(self.norm_q(q_BND).to(q_BND.dtype)), *keys_values)
+        return self.o(y_BHNE.transpose(1, 2).flatten(2))
+
+    def _heads(self, x_BND: Tensor) -> Tensor:
+        return x_BND.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """One block; `cross_attention=False` leaves it and its norm out."""
+
+    def __init__(self, width: int, heads: int, ffn_width: int, eps: float, cross_attention: bool):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps, elementwise_affine=False)
+        self.self_attn = SelfAttention(width, heads, eps)
+        self.norm3 = nn.LayerNorm(width, eps) if cross_attention else None
+        self.cross_attn = CrossAttention(width, heads, eps) if cross_attention else None
+        self.norm2 = nn.LayerNorm(width, eps, elementwise_affine=False)
+        self.ffn = nn.Sequential(linear(width, ffn_width), nn.GELU(approximate="tanh"), linear(ffn_width, width))
+        self.modulation = nn.Parameter(torch.randn(1, 6, width) / width**0.5)
+
+    def forward(
+        self,
+        x_BLSD: Tensor,
+        time_BL6D: Tensor,
+        rotation: Rotation,
+        action_keys_values: tuple[Tensor, Tensor] | None,
+        outputs: int,
+    ) -> Tensor:
+        """Tokens of the last `outputs` latent frames (B, outputs, S, D). All frames serve as keys and values."""
+        L, S = x_BLSD.shape[1:3]
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation(self.modulation, time_BL6D, x_BLSD.dtype)
+        last = slice(L - outputs, None)
+
+        y_BLSD = modulate(self.norm1(x_BLSD), shift1, scale1)
+        y_BND = self.self_attn(y_BLSD.flatten(1, 2), rotation, queries=outputs * S)
+        x_BLSD = torch.addcmul(x_BLSD[:, last], y_BND.unflatten(1, (outputs, S)), gate1[:, last])
+
+        if self.cross_attn is not None and self.norm3 is not None:
+            assert action_keys_values is not None
+            y_BND = self.cross_attn(self.norm3(x_BLSD).flatten(1, 2), action_keys_values)
+            x_BLSD = x_BLSD + y_BND.unflatten(1, (outputs, S))
+
+        y_BLSD = self.ffn(modulate(self.norm2(x_BLSD), shift2[:, last], scale2[:, last]))
+        return torch.addcmul(x_BLSD, y_BLSD, gate2[:, last])
+
+    def action_keys_values(self, tokens_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, T, E) of action tokens, for `forward`."""
+        assert self.cross_attn is not None
+        return self.cross_attn.keys_values(tokens_BTD)
+
+
+def modulation(table: Tensor, time_BLKD: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The K vectors (B, L, 1, D) of each latent frame, to be broadcast over its tokens."""
+    return (table + time_BLKD).to(dtype).unsqueeze(2).unbind(3)
+
+
+def modulate(x_BLSD: Tensor, shift_BL1D: Tensor, scale_BL1D: Tensor) -> Tensor:
+    """AdaLN: x (1 + scale) + shift."""
+    return torch.addcmul(shift_BL1D, x_BLSD, 1 + scale_BL1D)

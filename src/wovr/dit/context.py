@@ -1,0 +1,119 @@
+"""What the world model sees beside the new latents: first-frame anchor, memory, noisy context (4.1).
+
+A window is [reference latent, memory latents, new latents], each part optional but the last. At inference the context
+is clean and its timestep is 0. Training noises the memory and leaves its timestep at 0, so that the network learns to
+mistrust it (noisy context); the reference is never noised.
+
+Legend: B batch, T actions, L latent frames, N new latent frames, C latent channels, h w latent height and width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from wovr.core.config import Config
+from wovr.flow import path
+from wovr.flow.schedule import TIMESTEPS
+
+FRAMES_PER_LATENT = 4
+"""Temporal factor of every codec here (Wan's)."""
+
+
+class ContextConfig(Config):
+    """The paper's three context mechanisms; each can be switched off."""
+
+    reference: bool = True
+    """Whether the episode's first frame anchors every chunk."""
+    memory_frames: int = Field(4, ge=1)
+    """Most recent frames in the context: 1 (a still latent of the current frame) or a multiple of 4. Four in the
+    published models."""
+    noise: Literal["none", "fixed", "uniform"] = "uniform"
+    """How training noises the memory: not at all, with one sigma (the published trainer), or with sigmas drawn from
+    [0, noise_sigma] (the paper says that noise is drawn)."""
+    noise_sigma: float = Field(0.2083, ge=0, le=1)
+    """The fixed sigma, or the largest drawn one. The published trainer's value."""
+
+    @field_validator("memory_frames")
+    @classmethod
+    def _whole_latents(cls, value: int) -> int:
+        if value != 1 and value % FRAMES_PER_LATENT:
+            raise ValueError(f"expected 1 or a multiple of {FRAMES_PER_LATENT}")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Latent frames of a window in order, and how many actions belong to each."""
+
+    actions_per_frame: tuple[int, ...]
+    """1 for a still latent, 4 for a latent of four frames; an action belongs to the frame that it produced."""
+    new: int
+    """How many of the last latent frames are new."""
+
+    @property
+    def frames(self) -> int:
+        """L."""
+        return len(self.actions_per_frame)
+
+    @property
+    def context(self) -> int:
+        """L - N, the reference and memory latents."""
+        return self.frames - self.new
+
+    @property
+    def actions(self) -> int:
+        """T, 13 for 1 reference + 4 memory + 8 new frames."""
+        return sum(self.actions_per_frame)
+
+
+def layout(config: ContextConfig, chunk_length: int) -> Layout:
+    """The window of one chunk of `chunk_length` env steps, a multiple of 4."""
+    assert chunk_length % FRAMES_PER_LATENT == 0
+    new = chunk_length // FRAMES_PER_LATENT
+    memory = (1,) if config.memory_frames == 1 else (FRAMES_PER_LATENT,) * (config.memory_frames // FRAMES_PER_LATENT)
+    return Layout((1,) * config.reference + memory + (FRAMES_PER_LATENT,) * new, new)
+
+
+def memory_sigmas(config: ContextConfig, uniform_B: Tensor) -> Tensor:
+    """Sigmas (B,) of the memory's noise in training, from numbers uniform in [0, 1)."""
+    match config.noise:
+        case "none":
+            return torch.zeros_like(uniform_B)
+        case "fixed":
+            return torch.full_like(uniform_B, config.noise_sigma)
+        case "uniform":
+            return config.noise_sigma * uniform_B
+
+
+def timesteps(layout: Layout, sigma_B: Tensor) -> Tensor:
+    """Per-frame timesteps (B, L) as the network takes them: 0 for the context, 1000 sigma for the new latents."""
+    timesteps_BL = sigma_B.new_zeros(len(sigma_B), layout.frames)
+    timesteps_BL[:, layout.context :] = TIMESTEPS * sigma_B[:, None]
+    return timesteps_BL
+
+
+def noised_window(
+    config: ContextConfig,
+    layout: Layout,
+    latents_BLChw: Tensor,
+    noise_BLChw: Tensor,
+    sigma_B: Tensor,
+    memory_sigma_B: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Training input from clean windows: latents (B, L, C, h, w), timesteps (B, L), target velocity (B, N, C, h, w).
+
+    The reference stays clean, the memory goes to `memory_sigma_B` and the new latents to `sigma_B`.
+    """
+    assert latents_BLChw.shape == noise_BLChw.shape and latents_BLChw.shape[1] == layout.frames
+    sigma_BL = memory_sigma_B[:, None].repeat(1, layout.frames)
+    sigma_BL[:, layout.context :] = sigma_B[:, None]
+    if config.reference:
+        sigma_BL[:, 0] = 0
+    noised_BLChw = path.interpolate(latents_BLChw, noise_BLChw, sigma_BL)
+    target_BNChw = path.velocity(latents_BLChw[:, layout.context :], noise_BLChw[:, layout.context :])
+    return noised_BLChw, timesteps(layout, sigma_B), target_BNChw

@@ -1,0 +1,164 @@
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from wovr.core.seed import normal, seed_everything
+from wovr.dit.context import ContextConfig, layout
+from wovr.dit.model import ActionDiT, DiTConfig
+from wovr.dit.rope import rotation
+
+B, C, A, SIDE = 2, 4, 3, 4
+LAYOUT = layout(ContextConfig(), 8)
+
+
+def build(context: ContextConfig | None = None, **switches: object) -> ActionDiT:
+    """A small network with every weight drawn, so that no channel is silent."""
+    seed_everything(0)
+    config = DiTConfig(width=24, depth=3, heads=2, ffn_width=48, channels=C, action_dim=A, **switches)
+    model = ActionDiT(config, layout(context or ContextConfig(), 8))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def inputs(model: ActionDiT) -> tuple[Tensor, Tensor, Tensor]:
+    L, T = model.layout.frames, model.layout.actions
+    latents_BLChw = normal((B, L, C, SIDE, SIDE), 0, "latents")
+    timesteps_BL = torch.zeros(B, L)
+    timesteps_BL[:, model.layout.context :] = torch.tensor([[952.0], [556.0]])
+    return latents_BLChw, timesteps_BL, normal((B, T, A), 0, "actions")
+
+
+def test_wan_size_has_the_published_parameter_count():
+    config = DiTConfig(
+        width=3072, depth=30, heads=24, ffn_width=14336, channels=48, action_dim=7, action_positions=False
+    )
+    with torch.device("meta"):
+        model = ActionDiT(config, LAYOUT)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 5_025_334_464
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        ContextConfig(),
+        ContextConfig(memory_frames=1),
+        ContextConfig(memory_frames=8),
+        ContextConfig(reference=False),
+        ContextConfig(reference=False, memory_frames=1),
+    ],
+)
+@torch.no_grad()
+def test_every_context_runs_and_keeps_shapes(context):
+    model = build(context)
+    latents, timesteps, actions = inputs(model)
+    assert model(latents, timesteps, actions).shape == latents.shape
+    assert model(latents, timesteps, actions, new_only=True).shape == (B, 2, C, SIDE, SIDE)
+
+
+@torch.no_grad()
+def test_new_only_equals_the_slice_of_the_full_output():
+    model = build()
+    full = model(*inputs(model))
+    torch.testing.assert_close(model(*inputs(model), new_only=True), full[:, 2:], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_cached_actions_equal_uncached():
+    model = build()
+    latents, timesteps, actions = inputs(model)
+    cache = model.precompute_actions(actions)
+    torch.testing.assert_close(model(latents, timesteps, cache), model(latents, timesteps, actions))
+
+
+@pytest.mark.parametrize(("adaln", "cross_attention"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("context", [ContextConfig(), ContextConfig(memory_frames=1)])
+@torch.no_grad()
+def test_each_channel_carries_every_action(context, adaln, cross_attention):
+    model = build(context, adaln=adaln, cross_attention=cross_attention)
+    latents, timesteps, actions = inputs(model)
+    before = model(latents, timesteps, actions)
+    for t in range(model.layout.actions):
+        changed = actions.clone()
+        changed[:, t] += 1
+        assert (model(latents, timesteps, changed) - before).abs().amax() > 1e-4, f"action {t} has no effect"
+
+
+@torch.no_grad()
+def test_without_channels_actions_have_no_effect_and_no_parameters():
+    model = build(adaln=False, cross_attention=False)
+    latents, timesteps, actions = inputs(model)
+    torch.testing.assert_close(model(latents, timesteps, actions + 1), model(latents, timesteps, actions))
+    assert not [name for name, _ in model.named_parameters() if "action" in name or "cross" in name or "norm3" in name]
+
+
+@torch.no_grad()
+def test_fresh_adaln_channel_adds_nothing_to_the_time_embedding():
+    model = ActionDiT(DiTConfig(width=24, depth=1, heads=2, ffn_width=48, channels=C), LAYOUT)
+    cache = model.precompute_actions(normal((B, 13, A), 0, "actions"))
+    assert torch.equal(cache.adaln_BLD, torch.zeros(B, 4, 24))
+
+
+@torch.no_grad()
+def test_adaln_reaches_only_the_modulation_of_its_own_latent_frame():
+    model = build(cross_attention=False)
+    _, _, actions = inputs(model)
+    changed = actions.clone()
+    changed[:, 7] += 1  # 1 reference + 4 memory + third new frame
+    moved_L = (
+        (model.precompute_actions(changed).adaln_BLD - model.precompute_actions(actions).adaln_BLD).abs().amax((0, 2))
+    )
+    assert (moved_L > 0).tolist() == [False, False, True, False]
+
+
+@torch.no_grad()
+def test_action_order_matters_to_cross_attention_only_with_positions():
+    for positions in (True, False):
+        model = build(adaln=False, action_positions=positions)
+        latents, timesteps, actions = inputs(model)
+        difference = (model(latents, timesteps, actions.flip(1)) - model(latents, timesteps, actions)).abs().amax()
+        assert (difference > 1e-3) == positions
+
+
+@torch.no_grad()
+def test_modulation_per_frame_equals_modulation_per_token():
+    """The block's broadcast over a frame's tokens against the same vectors written out for each token."""
+    model = build()
+    block, S = model.blocks[0], 4
+    x_BLSD, time_BL6D = normal((B, 4, S, 24), 0, "x"), normal((B, 4, 6, 24), 0, "time")
+    cache = model.precompute_actions(normal((B, 13, A), 0, "actions"))
+    angles = rotation(4, 2, 2, 12, torch.device("cpu"))
+    per_frame = block(x_BLSD, time_BL6D, angles, cache.keys_values[0], 4)
+    per_token = block(
+        x_BLSD.reshape(B, 4 * S, 1, 24), time_BL6D.repeat_interleave(S, 1), angles, cache.keys_values[0], 4 * S
+    )
+    torch.testing.assert_close(per_frame.flatten(1, 2), per_token.flatten(1, 2), rtol=1e-4, atol=1e-4)
+
+
+def test_float32_and_autocast_and_plain_bfloat16_agree():
+    model = build()
+    for parameter in model.parameters():
+        parameter.data.mul_(0.5)
+    latents, timesteps, actions = inputs(model)
+    with torch.no_grad():
+        exact = model(latents, timesteps, actions)
+        with torch.autocast("cpu", torch.bfloat16):
+            autocast = model(latents, timesteps, actions)
+        plain = model.bfloat16()(latents.bfloat16(), timesteps, actions)
+    assert plain.dtype == torch.bfloat16
+    for rounded in (autocast, plain):
+        assert (rounded.float() - exact).norm() < 0.03 * exact.norm()
+
+
+def test_a_network_used_under_inference_mode_can_still_be_trained():
+    model = build(ContextConfig(memory_frames=8))
+    with torch.inference_mode():
+        model(*inputs(model))
+    model(*inputs(model)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+    with pytest.raises(ValidationError, match="multiple of twice the heads"):
+        DiTConfig(width=190, heads=6)
