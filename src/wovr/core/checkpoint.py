@@ -55,10 +55,18 @@ def disk_is_full(error: Exception) -> bool:
     return any(f"(os error {number})" in str(error) for number in full)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, atomically."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text)
+
+    write_atomic(path, write)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
-    text = json.dumps(value, indent=2) + "\n"
-    write_atomic(path, lambda temporary: _write_text(temporary, text))
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -131,10 +139,6 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
         if name not in expected:
             raise UserError(f"{path}: found weight '{name}', which this model does not have")
     module.load_state_dict(tensors)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
 
 
 def _open(path: Path) -> Any:

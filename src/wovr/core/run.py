@@ -1,0 +1,170 @@
+"""The run folder: its config, which stages are done, and the ledger of rollouts in the true simulator.
+
+runs/NAME/config.yaml     the whole config; opening the folder with another one is an error
+          manifest.json   {format, wovr, seed, stages: {name: {seconds, summary}}}
+          ledger.jsonl    one line per batch of true rollouts: {key, purpose, stage, episodes, steps}
+          sft/ …          what each stage writes
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import yaml
+
+from wovr.core.checkpoint import read_json, write_json, write_text
+from wovr.core.config import first_difference
+from wovr.core.errors import UserError
+from wovr.core.log import append_record, read_records
+
+FORMAT = 1
+"""Layout of the folder; a folder of another number is refused."""
+
+
+class RunFolder:
+    """One run on disk. `open` it to work in it (one process at a time), `read` it to look."""
+
+    def __init__(self, path: Path, lock: IO[str] | None) -> None:
+        """Use `open` or `read`."""
+        self.path = path
+        self._lock = lock
+        self._manifest: dict[str, Any] = read_json(path / "manifest.json")
+        found = self._manifest.get("format")
+        if found != FORMAT:
+            raise UserError(f"{path}/manifest.json: key 'format': expected {FORMAT}, found {found!r}")
+
+    @classmethod
+    def open(cls, path: Path, config: Mapping[str, Any], ignore: Collection[str] = ()) -> RunFolder:
+        """Make the folder, or continue it when it was made with the same config.
+
+        `config` is `Config.model_dump(mode="json")`; the top-level keys in `ignore` do not change results and may
+        differ. Raises UserError when the folder has another config, other content or is in use.
+        """
+        text = yaml.safe_dump(dict(config), sort_keys=False)
+        if path.is_dir() and any(path.iterdir()) and not (path / ".lock").exists():
+            raise UserError(f"{path}: expected a new folder or a run folder, found other files; choose another name")
+        path.mkdir(parents=True, exist_ok=True)
+        lock = _lock(path)
+        try:
+            if (path / "manifest.json").exists():
+                _check_same(path, _read_config(path), yaml.safe_load(text), ignore)
+            write_text(path / "config.yaml", text)
+            if not (path / "manifest.json").exists():
+                version = importlib.metadata.version("wovr")
+                manifest: dict[str, Any] = {"format": FORMAT, "wovr": version, "seed": config.get("seed"), "stages": {}}
+                write_json(path / "manifest.json", manifest)
+            return cls(path, lock)
+        except BaseException:
+            lock.close()
+            raise
+
+    @classmethod
+    def read(cls, path: Path) -> RunFolder:
+        """An existing folder, without the right to change it: for reports, other processes, ranks other than 0."""
+        if not (path / "manifest.json").exists():
+            raise UserError(f"{path}: expected a run folder, found no manifest.json in it")
+        return cls(path, lock=None)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The content of config.yaml."""
+        return _read_config(self.path)
+
+    def folder(self, name: str) -> Path:
+        """The folder of a stage, made when missing; `name` may have parts: `refine/round_1/rl`."""
+        folder = self.path / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def stage_done(self, name: str) -> bool:
+        """Whether the stage is complete."""
+        return name in self._manifest["stages"]
+
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """{name: {seconds, summary}} of every complete stage, in order of completion."""
+        return dict(self._manifest["stages"])
+
+    def mark_done(self, name: str, seconds: float, summary: Mapping[str, Any]) -> None:
+        """Record a stage as complete, after its artifacts are in place. `summary` must be JSON."""
+        assert self._lock is not None, "a run folder opened with `read` is not written"
+        self._manifest["stages"][name] = {"seconds": round(seconds, 3), "summary": dict(summary)}
+        write_json(self.path / "manifest.json", self._manifest)
+
+    def add_rollouts(self, purpose: str, *, episodes: int, steps: int, stage: str, key: str) -> None:
+        """Write true-simulator rollouts to the ledger. The same `key` again, after a resume, counts once."""
+        assert self._lock is not None, "a run folder opened with `read` is not written"
+        ledger = self.path / "ledger.jsonl"
+        if any(line["key"] == key for line in read_records(ledger)):
+            return
+        record = {"key": key, "purpose": purpose, "stage": stage, "episodes": episodes, "steps": steps}
+        append_record(ledger, record)
+
+    def ledger(self) -> dict[str, dict[str, int]]:
+        """{purpose: {episodes, steps}} of all true-simulator rollouts so far."""
+        totals: dict[str, dict[str, int]] = {}
+        for line in read_records(self.path / "ledger.jsonl"):
+            total = totals.setdefault(line["purpose"], {"episodes": 0, "steps": 0})
+            total["episodes"] += line["episodes"]
+            total["steps"] += line["steps"]
+        return totals
+
+    def close(self) -> None:
+        """Let other processes open the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _lock(path: Path) -> IO[str]:
+    """Hold `.lock` for as long as the file stays open; the system frees it when the process dies."""
+    file = (path / ".lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise UserError(
+            f"{path}: expected a run folder that is not in use, found it open in process {holder}; "
+            "wait for it or choose another name"
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any], ignore: Collection[str]) -> None:
+    kept = [{key: value for key, value in config.items() if key not in ignore} for config in (old, new)]
+    difference = first_difference(*kept)
+    if difference:
+        key, before, after = difference
+        raise UserError(
+            f"{path}: key '{key}': expected {before!r} as in the folder's config.yaml, found {after!r}; "
+            "choose another folder name, or restore the value to continue this run"
+        )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    file = path / "config.yaml"
+    try:
+        config = yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: expected the config of this run, found {' '.join(str(error).split())}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: expected a mapping of keys, found {type(config).__name__}")
+    return config
