@@ -166,6 +166,9 @@ def test_loss_of_a_batch_is_the_losses_of_its_parts(codec: ConvCodec) -> None:
 
 
 def test_loss_follows_its_equation() -> None:
+    def penalty(x: np.ndarray) -> np.ndarray:
+        return x**2 + 0.1 * abs(x)
+
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (2, 4, 16, 16, 3), dtype=torch.uint8, generator=generator)
     reconstruction = torch.rand(2, 4, 16, 16, 3, generator=generator) * 2 - 1
@@ -173,11 +176,13 @@ def test_loss_follows_its_equation() -> None:
     batch = {"frames_BFHWC": frames, "weight_BHW": weight, "noise_BChw": torch.zeros(2, 6, 2, 2)}
     loss, _ = codec_loss(lambda *_: reconstruction, batch)  # type: ignore[arg-type]
     error, w = reconstruction.double().numpy() - (frames.double().numpy() / 127.5 - 1), weight.double().numpy()
+    down, right = error[:, :, 1:] - error[:, :, :-1], error[:, :, :, 1:] - error[:, :, :, :-1]
     for b in range(2):
-        pixels = (w[b][None, :, :, None] * (abs(error[b]) + error[b] ** 2)).mean()
-        down = (w[b][None, 1:, :, None] * abs(error[b][:, 1:] - error[b][:, :-1])).mean()
-        right = (w[b][None, :, 1:, None] * abs(error[b][:, :, 1:] - error[b][:, :, :-1])).mean()
-        assert loss[b].item() == pytest.approx(pixels + 0.5 * (down + right), rel=1e-5)
+        pixels = (w[b][None, :, :, None] * penalty(error[b])).mean()
+        edges = (w[b][None, 1:, :, None] * penalty(down[b])).mean() + (
+            w[b][None, :, 1:, None] * penalty(right[b])
+        ).mean()
+        assert loss[b].item() == pytest.approx(pixels + 0.5 * edges, rel=1e-5)
 
 
 def test_noise_is_relative_so_growing_latents_do_not_escape_it(codec: ConvCodec) -> None:
