@@ -1,6 +1,7 @@
 """The small text-conditioned network over one frame that the embedded policy and the reward classifier share.
 
-Legend: B batch, C channels, D text width; x_BChw is a feature map of a quarter of the frame's height and width.
+Legend: B batch, C channels, D text width, P keypoints, N = h * w cells; x_BChw is a feature map of a quarter of the
+frame's height and width.
 """
 
 from __future__ import annotations
@@ -52,3 +53,22 @@ class FilmEncoder(nn.Module):
         for block in self.blocks:
             x_BChw = block(x_BChw, text_BD)
         return x_BChw
+
+
+class Keypoints(nn.Module):
+    """Spatial softmax: P attention maps over the feature map -> expected coordinates and features at them."""
+
+    def __init__(self, channels: int, keypoints: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, channels)
+        self.scores = nn.Conv2d(channels, keypoints, 1)
+        # Scores of standard deviation 3 begin as maps of a few cells each. From the default's nearly uniform maps all
+        # keypoints start at the image's centre, and hundreds of steps pass before they find anything.
+        nn.init.normal_(self.scores.weight, std=3 / channels**0.5)
+
+    def forward(self, x_BChw: Tensor) -> Tensor:
+        x_BChw = self.norm(x_BChw)
+        attention_BPN = self.scores(x_BChw).float().flatten(2).softmax(dim=-1)
+        grid_B2hw = coordinate_grid(x_BChw).expand(len(x_BChw), -1, -1, -1)
+        read_BFN = torch.cat([grid_B2hw, x_BChw.float()], dim=1).flatten(2)
+        return (attention_BPN @ read_BFN.transpose(1, 2)).flatten(1)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from wovr.core.config import Config
 from wovr.core.text import TextEncoder, word_ids
 from wovr.core.types import Actions, Frames
-from wovr.core.vision import FilmEncoder, coordinate_grid
+from wovr.core.vision import FilmEncoder, Keypoints
 from wovr.policy.base import PolicyBatch
 from wovr.policy.tokens import ActionBins, chosen_and_entropy, sample_tokens, token_log_probs
 
@@ -48,25 +48,6 @@ class SmallVLAConfig(Config):
     """Width of the residual MLP after the keypoints, D."""
     trunk_blocks: int = Field(2, ge=0)
     """Residual blocks of that MLP."""
-
-
-class Keypoints(nn.Module):
-    """Spatial softmax: P attention maps over the feature map -> expected coordinates and features at them."""
-
-    def __init__(self, channels: int, keypoints: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(1, channels)
-        self.scores = nn.Conv2d(channels, keypoints, 1)
-        # Scores of standard deviation 3 begin as maps of a few cells each. From the default's nearly uniform maps all
-        # keypoints start at the image's centre, and hundreds of steps pass before they find anything.
-        nn.init.normal_(self.scores.weight, std=3 / channels**0.5)
-
-    def forward(self, x_BChw: Tensor) -> Tensor:
-        x_BChw = self.norm(x_BChw)
-        attention_BPN = self.scores(x_BChw).float().flatten(2).softmax(dim=-1)
-        grid_B2hw = coordinate_grid(x_BChw).expand(len(x_BChw), -1, -1, -1)
-        read_BFN = torch.cat([grid_B2hw, x_BChw.float()], dim=1).flatten(2)
-        return (attention_BPN @ read_BFN.transpose(1, 2)).flatten(1)
 
 
 class TrunkBlock(nn.Module):
