@@ -9,7 +9,7 @@ token, C channels, P keypoints, N cells of the feature map, D trunk width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,7 +110,9 @@ class SmallVLA(nn.Module):
         return chosen_and_entropy(log_probs_BKV, tokens_BK)
 
 
-def sft_loss(model: nn.Module, batch: dict[str, Any], *, target_sigma: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+def sft_loss(
+    model: nn.Module, batch: Mapping[str, Any], *, target_sigma: float = 0.0
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of demonstrated tokens, mean over K, per sample (B,), and logs.
 
     `batch`: `frames_BHWC` uint8, `instructions` (strings or word ids), `tokens_BK`. `target_sigma`, in bins, spreads

@@ -11,10 +11,15 @@ from torch import Tensor
 class RewardModel(Protocol):
     """R_psi of Eq. 5."""
 
-    threshold: float
-    """Probability from which a frame counts as success (0.5 in Eq. 8; calibrated here)."""
-    hold: int
-    """Consecutive frames that must pass; 1 reproduces Eq. 8."""
+    @property
+    def threshold(self) -> float:
+        """Probability from which a frame counts as success (0.5 in Eq. 8; calibrated here)."""
+        ...
+
+    @property
+    def hold(self) -> int:
+        """Consecutive frames that must pass; 1 reproduces Eq. 8."""
+        ...
 
     def probability(self, frames_BHWC: Tensor, instructions: Sequence[str]) -> Tensor:
         """uint8 frames (B, H, W, 3) -> success probabilities (B,), float32, no gradient."""

@@ -8,7 +8,7 @@ Legend: B batch (frame height in frames_BHWC is H), C channels, P keypoints.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -83,7 +83,7 @@ class RewardClassifier(nn.Module):
         return self(frames_BHWC, instructions).sigmoid()
 
 
-def reward_loss(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+def reward_loss(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
     """Binary cross-entropy per sample (B,) and logs, from `frames_BHWC`, `instructions` and `labels_B` in {0, 1}.
 
     Unweighted: the classes are balanced by sampling (`wovr.reward.labels`).
