@@ -1,0 +1,139 @@
+"""Imagination from a run folder: which files it is made of, and how they are read.
+
+A world model is two files, `codec.safetensors` and `dit.safetensors`; the header of the second says for which context,
+flow and chunk length the network was trained. Refinement writes newer files under `refine/round_N`; the newest serve.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from gymnasium.vector import AutoresetMode
+
+from wovr.codec.conv import ConvCodec, ConvCodecConfig
+from wovr.core.checkpoint import load_model, read_header, save_model
+from wovr.core.config import Config, validate
+from wovr.core.dist import Precision
+from wovr.core.errors import UserError
+from wovr.dit.context import FRAMES_PER_LATENT, ContextConfig, layout
+from wovr.dit.model import ActionDiT, DiTConfig
+from wovr.flow.schedule import FlowConfig
+from wovr.imagine.env import ImaginedVectorEnv
+from wovr.imagine.world import ImaginedWorld
+from wovr.imagine.world_model import WorldModel, for_inference
+from wovr.kir.bank import KeyframeBank
+from wovr.kir.sampler import SamplerConfig
+from wovr.reward.classifier import RewardClassifier, RewardClassifierConfig
+
+CODEC = Path("world_model/codec.safetensors")
+DIT = Path("world_model/dit.safetensors")
+REWARD = Path("reward/classifier.safetensors")
+BANK = Path("keyframes/bank.safetensors")
+
+C = TypeVar("C", bound=Config)
+
+
+def newest(run: Path, artifact: Path) -> Path:
+    """The artifact of the last refinement round that wrote it, else the run's own. UserError where there is none."""
+    rounds = [path for path in (run / "refine").glob("round_*") if path.name.removeprefix("round_").isdigit()]
+    rounds.sort(key=lambda path: int(path.name.removeprefix("round_")), reverse=True)
+    for folder in [*rounds, run]:
+        if (folder / artifact).is_file():
+            return folder / artifact
+    command = "train-wm" if artifact.parts[0] == "world_model" else "run"
+    raise UserError(f"{run / artifact}: expected this file, found none; run `wovr {command} CONFIG` first")
+
+
+def save_dit(path: Path, dit: ActionDiT, context: ContextConfig, flow: FlowConfig) -> None:
+    """Write the network and all that its use depends on."""
+    save_model(
+        path,
+        dit,
+        dit.config,
+        context=context.model_dump_json(),
+        flow=flow.model_dump_json(),
+        chunk_length=str(FRAMES_PER_LATENT * dit.layout.new),
+    )
+
+
+def load_dit(path: Path) -> tuple[ActionDiT, ContextConfig, FlowConfig]:
+    """Read what `save_dit` wrote. UserError where the file is missing, damaged or something else."""
+    header = read_header(path)
+    context = _part(path, header, "context", ContextConfig)
+    flow = _part(path, header, "flow", FlowConfig)
+    chunk_length = header.get("chunk_length", "")
+    if not chunk_length.isdigit() or int(chunk_length) % FRAMES_PER_LATENT:
+        raise UserError(f"{path}: expected a multiple of 4 as 'chunk_length' in its header, found {chunk_length!r}")
+    window = layout(context, int(chunk_length))
+    return load_model(path, DiTConfig, lambda config: ActionDiT(config, window)), context, flow
+
+
+def load_codec(path: Path) -> ConvCodec:
+    """The convolutional codec in a file."""
+    return load_model(path, ConvCodecConfig, ConvCodec)
+
+
+def load_world_model(
+    codec: Path, dit: Path, device: torch.device | str = "cpu", precision: Precision = "auto"
+) -> WorldModel:
+    """A world model that is ready to imagine. UserError where codec and network don't fit each other."""
+    network, context, flow = load_dit(dit)
+    frames = load_codec(codec)
+    if frames.channels != network.config.channels:
+        raise UserError(
+            f"{dit}: expected {frames.channels} latent channels as in {codec}, found {network.config.channels}"
+        )
+    return WorldModel(
+        for_inference(frames, precision).to(device), for_inference(network, precision).to(device), context, flow
+    )
+
+
+def load_reward(path: Path, device: torch.device | str = "cpu") -> RewardClassifier:
+    """The reward classifier in a file, with its calibrated threshold."""
+    return load_model(path, RewardClassifierConfig, RewardClassifier).to(device).eval().requires_grad_(False)
+
+
+def make_imagined(
+    run: str | Path,
+    num_envs: int = 1,
+    *,
+    max_episode_steps: int,
+    keyframe_fraction: float = SamplerConfig().keyframe_fraction,
+    precision: Precision = "auto",
+    autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+    render_mode: str | None = None,
+) -> ImaginedVectorEnv:
+    """What `gymnasium.make_vec("wovr/Imagined-v0", run=..., num_envs=...)` calls.
+
+    Args:
+        run: a run folder whose world model, reward and keyframes are made.
+        num_envs: environments that step together.
+        max_episode_steps: horizon in env steps, whole chunks or not.
+        keyframe_fraction: share of episodes that start from keyframes.
+        precision: of the world model.
+        autoreset_mode: next-step or disabled.
+        render_mode: `rgb_array` or nothing.
+    """
+    folder = Path(run)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_world_model(newest(folder, CODEC), newest(folder, DIT), device, precision)
+    world = ImaginedWorld(model, load_reward(newest(folder, REWARD), device), max_episode_steps)
+    return ImaginedVectorEnv(
+        world,
+        KeyframeBank.load(newest(folder, BANK)),
+        num_envs,
+        sampler=SamplerConfig(keyframe_fraction=keyframe_fraction),
+        autoreset_mode=autoreset_mode,
+        render_mode=render_mode,
+    )
+
+
+def _part(path: Path, header: dict[str, str], name: str, schema: type[C]) -> C:
+    try:
+        raw: Any = json.loads(header[name])
+    except (KeyError, ValueError):
+        raise UserError(f"{path}: expected a network that wovr saved, found no '{name}' in its header") from None
+    return validate(schema, raw, str(path))

@@ -1,0 +1,235 @@
+"""Rollouts of a policy in groups that share a start: batched, stopped at success, compacted.
+
+The same function drives imagination and the true simulator. Every random draw is keyed by trajectory and chunk, so
+neither the batch size nor the order of work changes a trajectory.
+
+Legend: N trajectories, C chunks, H chunk length, T env steps, A action dims, K action tokens, S simulator state size;
+images are height x width x 3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Self, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wovr.core.errors import UserError
+from wovr.core.seed import stream
+from wovr.core.types import Actions, Frames
+from wovr.envs.chunked import Chunk, ChunkWorld, TrajectoryKey
+from wovr.metrics.success import first_success
+from wovr.policy.base import Policy, PolicyBatch
+
+StartT = TypeVar("StartT")
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Every frame of one trajectory, first frame included; T is what ran."""
+
+    frames_THWC: Frames
+    """(T + 1, height, width, 3)."""
+    states_TS: NDArray[np.float64]
+    """(T + 1, S)."""
+
+    @classmethod
+    def of(cls, pieces: Sequence[Chunk]) -> Self:
+        """From the start and the chunks of one trajectory."""
+        return cls(
+            np.concatenate([piece.frames_BTHWC[0] for piece in pieces]),
+            np.concatenate([piece.states_BTS[0] for piece in pieces]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutBatch:
+    """N trajectories. What did not run is zero; `chunk_mask_NC` tells what did."""
+
+    instructions: list[str]
+    group_N: NDArray[np.int64]
+    """Number of the start, over all ranks. Equal numbers form a GRPO group."""
+    frames_NCHWC: Frames
+    """What the policy saw at the start of each chunk."""
+    tokens_NCK: NDArray[np.int64]
+    log_probs_NCK: NDArray[np.float32]
+    """Of the tokens, when they were sampled."""
+    actions_NTA: Actions
+    probability_NT: NDArray[np.float32]
+    """Success probability of the frame after each action."""
+    success_step_N: NDArray[np.int64]
+    """Index of the frame that completes success (`first_success`); T where none does."""
+    chunk_mask_NC: NDArray[np.bool_]
+    recordings: list[Recording] = field(default_factory=list)
+    """One per trajectory if frames were recorded, else empty."""
+
+    def __len__(self) -> int:
+        return len(self.group_N)
+
+    @property
+    def success_N(self) -> NDArray[np.bool_]:
+        """Whether a trajectory succeeds; as a number, its return at gamma = 1 (Eq. 10)."""
+        return self.success_step_N < self.probability_NT.shape[1]
+
+    @property
+    def steps_N(self) -> NDArray[np.int64]:
+        """Env steps that ran: whole chunks, at most T."""
+        chunk_length = math.ceil(self.probability_NT.shape[1] / self.chunk_mask_NC.shape[1])
+        return np.minimum(self.chunk_mask_NC.sum(axis=1) * chunk_length, self.probability_NT.shape[1])
+
+
+def rollout(
+    world: ChunkWorld[StartT],
+    policy: Policy,
+    starts: Sequence[StartT],
+    *,
+    seed: int,
+    number: int = 0,
+    group_size: int = 1,
+    first_group: int = 0,
+    batch_size: int = 128,
+    temperature: float = 1.0,
+    greedy: bool = False,
+    max_chunks: int | None = None,
+    record: bool = False,
+) -> RolloutBatch:
+    """Roll the policy out `group_size` times from every start (Eq. 9). Success ends a trajectory.
+
+    Args:
+        world: imagination or simulator.
+        policy: what acts; its chunks must be the world's.
+        starts: one per group; trajectory i belongs to group i // group_size.
+        seed: of the run.
+        number: of this rollout, for example the update; it keys the randomness beside `seed`.
+        group_size: G of Eq. 10.
+        first_group: number of the first start where ranks share the starts, so that groups have their own draws.
+        batch_size: trajectories that run side by side. It bounds memory and changes nothing else.
+        temperature: of the policy's sampling.
+        greedy: take the likeliest tokens instead of sampling.
+        max_chunks: stop here if the horizon does not come first.
+        record: keep every frame and simulator state as well.
+    """
+    H = world.chunk_length
+    if (policy.chunk_length, policy.action_dim) != (H, world.action_dim):
+        raise UserError(
+            f"policy: expected chunks of {H} x {world.action_dim} actions as its world takes, "
+            f"found {policy.chunk_length} x {policy.action_dim}"
+        )
+    horizon = world.horizon if max_chunks is None else min(world.horizon, max_chunks * H)
+    trajectory_N = first_group * group_size + np.arange(len(starts) * group_size)
+    log = _Log(len(trajectory_N), horizon, world, record)
+    for first in range(0, len(trajectory_N), batch_size):
+        rows_B = np.arange(first, min(first + batch_size, len(trajectory_N)))
+        keys = [TrajectoryKey(seed, number, int(trajectory)) for trajectory in trajectory_N[rows_B]]
+        starts_B = [starts[int(row) // group_size] for row in rows_B]
+        chunk = world.reset(starts_B, keys)
+        log.start(rows_B, chunk, [world.instruction(start) for start in starts_B])
+        _run(world, partial(_act, policy, temperature, greedy), keys, rows_B, chunk, log)
+    return log.batch(trajectory_N // group_size)
+
+
+Act = Callable[[Frames, list[str], list[TrajectoryKey], int], PolicyBatch]
+
+
+def _run(
+    world: ChunkWorld, act: Act, keys: list[TrajectoryKey], rows_B: NDArray[np.int64], chunk: Chunk, log: _Log
+) -> None:
+    """Roll out one micro-batch, rows `rows_B` of the log. What succeeds is dropped."""
+    for c in range(log.chunks):
+        frames_BHWC = chunk.frames_BTHWC[:, -1]
+        action = act(frames_BHWC, [log.instructions[row] for row in rows_B], keys, c)
+        chunk = world.step(action.actions_BHA)
+        running = np.flatnonzero(~log.chunk(rows_B, c, frames_BHWC, action, chunk))
+        if not len(running):
+            return
+        if len(running) < len(rows_B):
+            world.keep(running)
+            rows_B, keys, chunk = rows_B[running], [keys[row] for row in running], chunk.select(running)
+
+
+def _act(
+    policy: Policy,
+    temperature: float,
+    greedy: bool,
+    frames_BHWC: Frames,
+    instructions: list[str],
+    keys: list[TrajectoryKey],
+    c: int,
+) -> PolicyBatch:
+    if greedy:
+        return policy.act(frames_BHWC, instructions, temperature=temperature, uniforms_BK=None)
+    tokens = policy.chunk_length * policy.action_dim
+    draws = [stream(k.seed, "policy-tokens", k.rollout, k.trajectory, c).random(tokens, np.float32) for k in keys]
+    uniforms_BK = torch.from_numpy(np.stack(draws))
+    return policy.act(frames_BHWC, instructions, temperature=temperature, uniforms_BK=uniforms_BK)
+
+
+class _Log:
+    """The arrays of a `RolloutBatch` while they are filled."""
+
+    def __init__(self, trajectories: int, horizon: int, world: ChunkWorld, record: bool) -> None:
+        N, H, A = trajectories, world.chunk_length, world.action_dim
+        self.horizon, self.chunks, self.record = horizon, math.ceil(horizon / H), record
+        self.threshold, self.hold, self.chunk_length = world.threshold, world.hold, H
+        self.instructions = [""] * N
+        self.frames_NCHWC = np.zeros((N, self.chunks, 0, 0, 3), dtype=np.uint8)
+        self.tokens_NCK = np.zeros((N, self.chunks, H * A), dtype=np.int64)
+        self.log_probs_NCK = np.zeros((N, self.chunks, H * A), dtype=np.float32)
+        self.actions_NTA = np.zeros((N, horizon, A), dtype=np.float32)
+        self.probability_NT = np.zeros((N, horizon), dtype=np.float32)
+        self.chunk_mask_NC = np.zeros((N, self.chunks), dtype=np.bool_)
+        self.pieces: list[list[Chunk]] = [[] for _ in range(N)]
+
+    def start(self, rows_B: NDArray[np.int64], chunk: Chunk, instructions: Sequence[str]) -> None:
+        """Note how these trajectories begin."""
+        if not self.frames_NCHWC.size:
+            self.frames_NCHWC = np.zeros((*self.chunk_mask_NC.shape, *chunk.frames_BTHWC.shape[2:]), dtype=np.uint8)
+        for row, instruction in zip(rows_B, instructions, strict=True):
+            self.instructions[row] = instruction
+        self._record(rows_B, chunk)
+
+    def chunk(
+        self, rows_B: NDArray[np.int64], c: int, frames_BHWC: Frames, action: PolicyBatch, chunk: Chunk
+    ) -> NDArray[np.bool_]:
+        """Note chunk `c` of these trajectories. Returns which of them have now succeeded.
+
+        The whole trajectory is judged, so that a hold may begin in one chunk and end in the next.
+        """
+        span = slice(c * self.chunk_length, min((c + 1) * self.chunk_length, self.horizon))
+        chunk = chunk.first(span.stop - span.start)
+        self.frames_NCHWC[rows_B, c] = frames_BHWC
+        self.tokens_NCK[rows_B, c] = action.tokens_BK.cpu().numpy()
+        self.log_probs_NCK[rows_B, c] = action.log_probs_BK.float().cpu().numpy()
+        self.actions_NTA[rows_B, span] = action.actions_BHA[:, : span.stop - span.start]
+        self.probability_NT[rows_B, span] = chunk.probability_BT
+        self.chunk_mask_NC[rows_B, c] = True
+        self._record(rows_B, chunk)
+        return self._success_steps()[rows_B] < self.horizon
+
+    def batch(self, group_N: NDArray[np.int64]) -> RolloutBatch:
+        """All that was noted."""
+        return RolloutBatch(
+            instructions=self.instructions,
+            group_N=group_N,
+            frames_NCHWC=self.frames_NCHWC,
+            tokens_NCK=self.tokens_NCK,
+            log_probs_NCK=self.log_probs_NCK,
+            actions_NTA=self.actions_NTA,
+            probability_NT=self.probability_NT,
+            success_step_N=self._success_steps(),
+            chunk_mask_NC=self.chunk_mask_NC,
+            recordings=[Recording.of(pieces) for pieces in self.pieces if pieces],
+        )
+
+    def _success_steps(self) -> NDArray[np.int64]:
+        return first_success(self.probability_NT, self.threshold, self.hold).numpy()
+
+    def _record(self, rows_B: NDArray[np.int64], chunk: Chunk) -> None:
+        if self.record:
+            for i, row in enumerate(rows_B):
+                self.pieces[row].append(chunk.select([i]))

@@ -1,0 +1,77 @@
+"""World model and reward as a `ChunkWorld`: what a policy is rolled out in instead of the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from wovr.core.seed import normal
+from wovr.core.types import Actions, StartState
+from wovr.envs.chunked import Chunk, Rows, TrajectoryKey
+from wovr.imagine.world_model import ImaginedState, WorldModel
+from wovr.reward.base import RewardModel
+
+
+class ImaginedWorld:
+    """B imagined trajectories; legend as in `wovr.envs.chunked`.
+
+    A trajectory is a function of its start, its actions and its key. In fp32 it is so up to rounding whatever runs
+    beside it; in bf16 matrix products of another batch size may round differently.
+    """
+
+    def __init__(self, model: WorldModel, reward: RewardModel, horizon: int) -> None:
+        self.model, self.reward, self.horizon = model, reward, horizon
+        self.chunk_length, self.action_dim = model.chunk_length, model.action_dim
+        self.threshold, self.hold = reward.threshold, reward.hold
+        self._state: ImaginedState | None = None
+        self._instructions: list[str] = []
+        self._keys: list[TrajectoryKey] = []
+        self._chunks: list[int] = []
+
+    def instruction(self, start: StartState) -> str:
+        return start.instruction
+
+    def reset(self, starts: Sequence[StartState], keys: Sequence[TrajectoryKey]) -> Chunk:
+        self._state, self._instructions, self._keys, self._chunks = None, [], [], []
+        return self.add(starts, keys)
+
+    def add(self, starts: Sequence[StartState], keys: Sequence[TrajectoryKey]) -> Chunk:
+        """Begin further trajectories, as the last rows. Returns their current frames alone."""
+        assert len(starts) == len(keys) > 0
+        state = self.model.start(starts)
+        self._state = state if self._state is None else self._state.join(state)
+        instructions = [start.instruction for start in starts]
+        self._instructions += instructions
+        self._keys += keys
+        self._chunks += [0] * len(starts)
+        return self._judged(torch.from_numpy(np.stack([start.memory_MHWC[-1:] for start in starts])), instructions)
+
+    def step(self, actions_BHA: Actions) -> Chunk:
+        assert self._state is not None, "reset comes first"
+        shape = self.model.noise_shape(self._state)
+        noise = [
+            normal(shape, key.seed, "world-noise", key.rollout, key.trajectory, chunk)
+            for key, chunk in zip(self._keys, self._chunks, strict=True)
+        ]
+        device = self.model.device
+        _, frames_BTHWC, self._state = self.model.step(
+            self._state, torch.from_numpy(actions_BHA).to(device), torch.stack(noise).to(device)
+        )
+        self._chunks = [chunk + 1 for chunk in self._chunks]
+        return self._judged(frames_BTHWC, self._instructions)
+
+    def keep(self, rows: Rows) -> None:
+        assert self._state is not None, "reset comes first"
+        self._state = self._state.select(rows)
+        self._instructions = [self._instructions[row] for row in rows]
+        self._keys = [self._keys[row] for row in rows]
+        self._chunks = [self._chunks[row] for row in rows]
+
+    def _judged(self, frames_BTHWC: torch.Tensor, instructions: Sequence[str]) -> Chunk:
+        batch, steps = frames_BTHWC.shape[:2]
+        repeated = [instruction for instruction in instructions for _ in range(steps)]
+        frames_NHWC = frames_BTHWC.flatten(0, 1).to(self.model.device)
+        probability_BT = self.reward.probability(frames_NHWC, repeated).unflatten(0, (batch, steps))
+        return Chunk(frames_BTHWC.cpu().numpy(), probability_BT.cpu().numpy(), np.zeros((batch, steps, 0)))

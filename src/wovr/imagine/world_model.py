@@ -1,0 +1,150 @@
+"""The world model as a simulator: codec, ActionDiT and Euler solver make one chunk (4.1).
+
+The context lives as latents. A start is encoded once; after that the memory is the model's own last latents, so that
+nothing is encoded twice and only new latents are decoded. The one exception is the ablation `memory_frames = 1`, whose
+still latent of the current frame no chunk contains: it is encoded from the last decoded frame.
+
+Legend: B trajectories, U unique starts, L latent frames, C latent channels, h w latent height and width, H chunk
+length, M memory frames, T actions of a window (1 + M + H), A action dims; images are height x width x 3.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wovr.codec.base import Codec
+from wovr.core.dist import Precision, precision
+from wovr.core.errors import UserError
+from wovr.core.types import StartState, no_motion
+from wovr.dit.context import FRAMES_PER_LATENT, ContextConfig, layout, timesteps
+from wovr.dit.model import ActionDiT
+from wovr.envs.chunked import Rows
+from wovr.flow.schedule import FlowConfig, solver_sigmas
+from wovr.flow.solver import euler
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def for_inference(module: ModuleT, requested: Precision = "auto") -> ModuleT:
+    """A frozen copy in evaluation mode whose weights are cast once; autocast would cast them at every step."""
+    dtype = torch.bfloat16 if precision(requested) == "bf16" else torch.float32
+    return copy.deepcopy(module).eval().requires_grad_(False).to(dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class ImaginedState:
+    """The context of B trajectories."""
+
+    reference_BLChw: Tensor
+    """Latent of the episode's first frame; L = 1, or 0 without `context.reference`."""
+    memory_BLChw: Tensor
+    memory_actions_BMA: Tensor
+    """The actions that produced the memory frames."""
+
+    def __len__(self) -> int:
+        return len(self.memory_BLChw)
+
+    def select(self, rows: Rows) -> ImaginedState:
+        """These trajectories alone, in this order."""
+        index = torch.as_tensor(rows, dtype=torch.int64, device=self.memory_BLChw.device)
+        return ImaginedState(self.reference_BLChw[index], self.memory_BLChw[index], self.memory_actions_BMA[index])
+
+    def join(self, other: ImaginedState) -> ImaginedState:
+        """These trajectories and, after them, those of `other`."""
+        return ImaginedState(
+            torch.cat([self.reference_BLChw, other.reference_BLChw]),
+            torch.cat([self.memory_BLChw, other.memory_BLChw]),
+            torch.cat([self.memory_actions_BMA, other.memory_actions_BMA]),
+        )
+
+
+class WorldModel:
+    """P_phi of Eq. 9. It draws nothing itself: noise is passed in. It computes in the dtype of the DiT's weights."""
+
+    def __init__(self, codec: Codec, dit: ActionDiT, context: ContextConfig, flow: FlowConfig) -> None:
+        self.codec, self.dit, self.context, self.flow = codec, dit, context, flow
+        self.layout = dit.layout
+        self.chunk_length, self.action_dim = FRAMES_PER_LATENT * self.layout.new, dit.config.action_dim
+        assert self.layout == layout(context, self.chunk_length), "the DiT was built for another context"
+
+    @property
+    def device(self) -> torch.device:
+        return self.codec.device
+
+    @torch.no_grad()
+    def start(self, starts: Sequence[StartState]) -> ImaginedState:
+        """Encode start states. A start that several trajectories share, as a GRPO group does, is encoded once.
+
+        Raises UserError where memory or actions do not fit the model.
+        """
+        unique = {id(start): start for start in starts}
+        rank = {key: row for row, key in enumerate(unique)}
+        for start in unique.values():
+            self._check(start)
+        frames = [np.concatenate([start.reference_HWC[None], start.memory_MHWC]) for start in unique.values()]
+        frames_UTHWC = torch.from_numpy(np.stack(frames)).to(self.device)
+        if self.context.memory_frames == 1:
+            latents_ULChw = self.codec.encode(frames_UTHWC.flatten(0, 1)[:, None]).unflatten(0, (-1, 2)).squeeze(2)
+        else:
+            latents_ULChw = self.codec.encode(frames_UTHWC)
+        actions_UMA = torch.from_numpy(np.stack([start.memory_actions_MA for start in unique.values()]))
+        anchors = int(self.context.reference)
+        state = ImaginedState(latents_ULChw[:, :anchors], latents_ULChw[:, 1:], actions_UMA.to(self.device))
+        return state.select([rank[id(start)] for start in starts])
+
+    @torch.no_grad()
+    def step(
+        self, state: ImaginedState, actions_BHA: Tensor, noise_BLChw: Tensor
+    ) -> tuple[Tensor, Tensor, ImaginedState]:
+        """Imagine one chunk: (new latents (B, L, C, h, w), new frames (B, H, height, width, 3) uint8, next state)."""
+        assert len(state) == len(actions_BHA) == len(noise_BLChw)
+        dtype = next(self.dit.parameters()).dtype
+        context_BLChw = torch.cat([state.reference_BLChw, state.memory_BLChw], dim=1).to(dtype)
+        actions = self.dit.precompute_actions(self._window_actions(state, actions_BHA))
+
+        def velocity(new_BLChw: Tensor, sigma: float) -> Tensor:
+            sigma_B = new_BLChw.new_full((len(new_BLChw),), sigma)
+            window_BLChw = torch.cat([context_BLChw, new_BLChw.to(dtype)], dim=1)
+            v_BLChw: Tensor = self.dit(window_BLChw, timesteps(self.layout, sigma_B), actions, new_only=True)
+            return v_BLChw
+
+        new_BLChw = euler(velocity, noise_BLChw, solver_sigmas(self.flow))
+        frames_BHHWC = self.codec.decode(new_BLChw)
+        return new_BLChw, frames_BHHWC, self._advance(state, actions_BHA, new_BLChw, frames_BHHWC)
+
+    def noise_shape(self, state: ImaginedState) -> tuple[int, ...]:
+        """(L, C, h, w), the noise that one trajectory needs for a chunk."""
+        return (self.layout.new, *state.memory_BLChw.shape[2:])
+
+    def _window_actions(self, state: ImaginedState, actions_BHA: Tensor) -> Tensor:
+        """The action that produced each frame of the window, (B, T, A)."""
+        still_A = torch.from_numpy(no_motion(self.action_dim)).to(actions_BHA)
+        anchors = int(self.context.reference)
+        return torch.cat([still_A.expand(len(state), anchors, -1), state.memory_actions_BMA, actions_BHA], dim=1)
+
+    def _advance(
+        self, state: ImaginedState, actions_BHA: Tensor, new_BLChw: Tensor, frames_BHHWC: Tensor
+    ) -> ImaginedState:
+        actions_BMA = torch.cat([state.memory_actions_BMA, actions_BHA], dim=1)[:, -self.context.memory_frames :]
+        if self.context.memory_frames == 1:
+            memory_BLChw = self.codec.encode(frames_BHHWC[:, -1:])
+        else:
+            latents = state.memory_BLChw.shape[1]
+            memory_BLChw = torch.cat([state.memory_BLChw, new_BLChw], dim=1)[:, -latents:]
+        return ImaginedState(state.reference_BLChw, memory_BLChw, actions_BMA)
+
+    def _check(self, start: StartState) -> None:
+        expected = (self.context.memory_frames, self.action_dim)
+        if start.memory_actions_MA.shape != expected or len(start.memory_MHWC) != expected[0]:
+            raise UserError(
+                f"start state at step {start.step} of episode {start.episode}: expected {expected[0]} memory frames "
+                f"with {expected[1]} action dims, found {len(start.memory_MHWC)} frames and actions of shape "
+                f"{start.memory_actions_MA.shape}"
+            )

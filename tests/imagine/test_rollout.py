@@ -1,0 +1,191 @@
+import numpy as np
+import pytest
+
+from tests.imagine.worlds import IMAGE, A, FakePolicy, H, make_start, make_starts, make_world
+from wovr.core.errors import UserError
+from wovr.core.types import SimulatorStart, Task
+from wovr.envs.base import Observation
+from wovr.envs.chunked import ChunkedSimulator, TrajectoryKey
+from wovr.imagine.rollout import rollout
+from wovr.metrics.success import first_success
+
+
+@pytest.fixture
+def starts():
+    return make_starts()
+
+
+def median_peak(starts):
+    """A threshold that about half of the trajectories pass."""
+    batch = rollout(make_world(), FakePolicy(), starts, seed=1, group_size=3)
+    return float(np.median(batch.probability_NT.max(axis=1)))
+
+
+def assert_same(one, other):
+    for name in one.__dataclass_fields__:
+        left, right = getattr(one, name), getattr(other, name)
+        if name == "recordings":
+            assert len(left) == len(right)
+            for a, b in zip(left, right, strict=True):
+                assert a.frames_THWC.shape == b.frames_THWC.shape
+                assert np.abs(a.frames_THWC.astype(int) - b.frames_THWC).max() <= 1
+        elif name == "frames_NCHWC":
+            assert np.abs(left.astype(int) - right).max() <= 1, "one grey level where rounding tips"
+        elif isinstance(left, np.ndarray) and left.dtype == np.float32:
+            np.testing.assert_allclose(left, right, atol=5e-3 if name == "probability_NT" else 1e-2, err_msg=name)
+        else:
+            assert np.array_equal(left, right), name
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12])
+def test_batch_size_does_not_change_a_trajectory(starts, batch_size):
+    threshold = median_peak(starts)
+    one = rollout(make_world(threshold=threshold), FakePolicy(), starts, seed=1, group_size=3, record=True)
+    other = rollout(
+        make_world(threshold=threshold), FakePolicy(), starts, seed=1, group_size=3, record=True, batch_size=batch_size
+    )
+    assert 0 < one.success_N.sum() < len(one), "some are compacted away, some are not"
+    assert_same(one, other)
+
+
+def test_latents_do_not_depend_on_what_runs_beside_them(starts):
+    """Exact to 1e-5 in fp32, before frames are rounded to bytes."""
+    actions = np.random.default_rng(0).uniform(-1, 1, (4, H, A)).astype(np.float32)
+    keys = [TrajectoryKey(1, 0, i) for i in range(4)]
+    together, alone = make_world(), make_world()
+    together.reset(starts, keys)
+    together.step(actions)
+    together.keep([3, 1])
+    together.step(actions[[3, 1]])
+    alone.reset(starts[1:2], keys[1:2])
+    alone.step(actions[1:2])
+    alone.step(actions[1:2])
+    np.testing.assert_allclose(
+        together._state.memory_BLChw[1].numpy(), alone._state.memory_BLChw[0].numpy(), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_ranks_that_share_the_groups_make_the_same_trajectories(starts):
+    whole = rollout(make_world(), FakePolicy(), starts, seed=1, group_size=2)
+    second = rollout(make_world(), FakePolicy(), starts[2:], seed=1, group_size=2, first_group=2)
+    assert np.array_equal(whole.tokens_NCK[4:], second.tokens_NCK)
+    assert np.array_equal(whole.group_N[4:], second.group_N)
+
+
+def test_members_of_a_group_differ_and_rollouts_too(starts):
+    one = rollout(make_world(), FakePolicy(), starts[:1], seed=1, group_size=2)
+    assert not np.array_equal(one.tokens_NCK[0], one.tokens_NCK[1])
+    other = rollout(make_world(), FakePolicy(), starts[:1], seed=1, group_size=2, number=1)
+    assert not np.array_equal(one.tokens_NCK, other.tokens_NCK)
+    assert np.array_equal(one.frames_NCHWC[:, 0], other.frames_NCHWC[:, 0])
+
+
+def test_success_stops_a_trajectory_and_nothing_is_computed_for_it(starts):
+    policy, world = FakePolicy(), make_world(threshold=median_peak(starts))
+    batch = rollout(world, policy, starts, seed=1, group_size=3)
+    assert policy.acted == batch.chunk_mask_NC.sum(axis=0)[: len(policy.acted)].tolist()
+    assert [shape[0] for shape in world.model.codec.decoded] == policy.acted
+    for n in np.flatnonzero(batch.success_N):
+        assert batch.chunk_mask_NC[n].sum() == batch.success_step_N[n] // H + 1
+        assert not batch.tokens_NCK[n, batch.chunk_mask_NC[n].sum() :].any()
+    for n in np.flatnonzero(~batch.success_N):
+        assert batch.chunk_mask_NC[n].all() and batch.success_step_N[n] == 24
+
+
+def test_recordings_hold_what_the_policy_saw(starts):
+    batch = rollout(make_world(), FakePolicy(), starts, seed=1, record=True)
+    for n, start in enumerate(starts):
+        video = batch.recordings[n].frames_THWC
+        assert len(video) == batch.steps_N[n] + 1 == 25
+        assert np.array_equal(video[0], start.memory_MHWC[-1])
+        assert np.array_equal(video[::H][:3], batch.frames_NCHWC[n])
+
+
+@pytest.mark.parametrize(
+    ("horizon", "max_chunks", "steps", "chunks"), [(24, 2, 16, 2), (20, None, 20, 3), (24, 9, 24, 3)]
+)
+def test_truncation(starts, horizon, max_chunks, steps, chunks):
+    batch = rollout(make_world(horizon), FakePolicy(), starts, seed=1, max_chunks=max_chunks, record=True)
+    assert batch.probability_NT.shape == (4, steps) and batch.chunk_mask_NC.shape == (4, chunks)
+    assert (batch.steps_N == steps).all() and (batch.success_step_N == steps).all()
+    assert len(batch.recordings[0].frames_THWC) == steps + 1
+
+
+def test_greedy_takes_no_random_tokens(starts):
+    batch = rollout(make_world(), FakePolicy(), starts, seed=1, greedy=True)
+    assert (batch.tokens_NCK == 5).all()
+
+
+def test_a_policy_of_another_chunk_length_is_refused(starts):
+    policy = FakePolicy()
+    policy.chunk_length = 4
+    with pytest.raises(UserError, match="expected chunks of 8 x 3 actions"):
+        rollout(make_world(), policy, starts, seed=1)
+
+
+class ScriptedSimulator:
+    """Success is on at given steps; a frame shows the number of its step. Counts the env steps it computes."""
+
+    suite, image_size, action_dim, horizon, num_initial_states = "scripted", IMAGE, A, 24, 5
+    tasks = (Task(0, "never", "never"), Task(1, "at nine", "at nine"))
+
+    def __init__(self):
+        self.computed = 0
+
+    def reset(self, starts):
+        self.task_B = np.array([start.task_id for start in starts])
+        self.step_B = np.zeros(len(starts), dtype=np.int64)
+        return self._observe()
+
+    def step(self, actions_BA, active_B=None):
+        assert actions_BA.shape == (len(self.step_B), A)
+        self.computed += int(active_B.sum())
+        self.step_B += active_B
+        return self._observe()
+
+    def _observe(self):
+        frames = np.zeros((len(self.step_B), IMAGE, IMAGE, 3), np.uint8) + self.step_B[:, None, None, None].astype(
+            np.uint8
+        )
+        success = (self.task_B == 1) & (self.step_B == 10)
+        return Observation(frames, success, self.step_B[:, None].astype(np.float64))
+
+    def close(self): ...
+
+
+def test_the_true_simulator_goes_the_same_way():
+    simulator = ScriptedSimulator()
+    starts = [SimulatorStart(1, 0), SimulatorStart(0, 0), SimulatorStart(1, 1)]
+    batch = rollout(ChunkedSimulator(simulator, H), FakePolicy(), starts, seed=1, record=True)
+    assert batch.success_step_N.tolist() == [9, 24, 9], "action 9 leads to state 10"
+    assert batch.instructions == ["at nine", "never", "at nine"]
+    assert batch.steps_N.tolist() == [16, 24, 16] and simulator.computed == 56
+    assert batch.recordings[0].states_TS[:, 0].tolist() == list(range(17))
+    assert batch.recordings[1].frames_THWC[:, 0, 0, 0].tolist() == list(range(25))
+
+
+def test_a_task_that_the_suite_lacks_is_named():
+    with pytest.raises(UserError, match="task 7: expected a task of suite scripted"):
+        ChunkedSimulator(ScriptedSimulator(), H).instruction(SimulatorStart(7, 0))
+
+
+def test_a_hold_may_cross_the_border_of_chunks():
+    """Probabilities come from a script, so that the hold begins at step 7 and ends at step 8."""
+    script = np.zeros((2, 24), dtype=np.float32)
+    script[0, [3, 7, 8]] = 1  # a flicker at 3, then two in a row over the border
+    script[1, [3, 5]] = 1  # flickers only
+    world = make_world(hold=2, threshold=0.5)
+    judged = world._judged
+
+    def scripted(frames_BTHWC, instructions):
+        chunk = judged(frames_BTHWC, instructions)
+        if chunk.probability_BT.shape[1] == H:
+            rows, c = [key.trajectory for key in world._keys], world._chunks[0] - 1
+            chunk.probability_BT[:] = script[rows, c * H : c * H + H]
+        return chunk
+
+    world._judged = scripted
+    batch = rollout(world, FakePolicy(), [make_start(0), make_start(1)], seed=1)
+    assert batch.success_step_N.tolist() == [8, 24]
+    assert batch.chunk_mask_NC.sum(axis=1).tolist() == [2, 3]
+    assert np.array_equal(first_success(batch.probability_NT, 0.5, 2).numpy(), batch.success_step_N)

@@ -1,0 +1,117 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from tests.imagine.worlds import A, H, make_model, make_start, make_starts
+from wovr.core.errors import UserError
+from wovr.core.types import no_motion
+from wovr.dit.context import ContextConfig, timesteps
+from wovr.flow.schedule import solver_sigmas
+
+
+@pytest.fixture
+def starts():
+    return make_starts()
+
+
+def draw(model, starts, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    state = model.start(starts)
+    noise = torch.randn((len(starts), *model.noise_shape(state)), generator=generator)
+    actions = torch.rand((len(starts), H, A), generator=generator) * 2 - 1
+    return state, actions, noise
+
+
+def test_a_shared_start_is_encoded_once_and_nothing_is_encoded_again(starts):
+    model = make_model()
+    state, actions, noise = draw(model, [starts[0]] * 3 + [starts[1]] * 3)
+    for _ in range(3):
+        new, frames, state = model.step(state, actions, noise)
+    assert model.codec.encoded == [(2, 5)]
+    assert model.codec.decoded == [(6, 2)] * 3, "only the two new latents"
+    assert new.shape == (6, 2, 3, 4, 4) and frames.shape == (6, H, 16, 16, 3) and frames.dtype == torch.uint8
+
+
+def test_a_chunk_is_the_euler_solution_of_the_window(starts):
+    """Against a loop written from the equations that knows nothing of caches."""
+    model = make_model()
+    state, actions, noise = draw(model, starts)
+    new, frames, _ = model.step(state, actions, noise)
+    latents = model.codec.encode(
+        torch.from_numpy(np.stack([np.concatenate([s.reference_HWC[None], s.memory_MHWC]) for s in starts]))
+    )
+    memory = torch.from_numpy(np.stack([start.memory_actions_MA for start in starts]))
+    still = torch.from_numpy(no_motion(A)).expand(len(starts), 1, A)
+    window_actions = torch.cat([still, memory, actions], dim=1)
+    assert window_actions.shape[1] == 13
+    x, sigmas = noise, solver_sigmas(model.flow)
+    for sigma, following in pairwise(sigmas):
+        at = timesteps(model.layout, torch.full((len(starts),), sigma))
+        assert (at[:, :2] == 0).all(), "the context is clean"
+        v = model.dit(torch.cat([latents, x], dim=1), at, window_actions)[:, 2:]
+        x = x + (following - sigma) * v
+    torch.testing.assert_close(new, x, atol=1e-5, rtol=1e-5)
+    assert torch.equal(frames, model.codec.decode(new))
+
+
+def test_memory_rolls_on_as_latents_with_its_actions(starts):
+    model = make_model()
+    state, actions, noise = draw(model, starts)
+    new, _, following = model.step(state, actions, noise)
+    assert torch.equal(following.memory_BLChw, new[:, -1:])
+    assert torch.equal(following.memory_actions_BMA, actions[:, -4:])
+    assert torch.equal(following.reference_BLChw, state.reference_BLChw)
+
+
+def test_a_keyframe_brings_its_own_memory_and_actions(starts):
+    """The same frames after other actions are another context."""
+    model = make_model()
+    _, actions, noise = draw(model, starts[:1])
+    first = make_start(0, first=True)
+    assert not torch.equal(model.start([first]).memory_BLChw, model.start(starts[:1]).memory_BLChw)
+    state = model.start(starts[:1])
+    still = type(state)(
+        state.reference_BLChw, state.memory_BLChw, torch.from_numpy(no_motion(A)).expand_as(state.memory_actions_BMA)
+    )
+    assert not torch.allclose(model.step(state, actions, noise)[0], model.step(still, actions, noise)[0])
+
+
+def test_a_first_frame_fills_memory_with_the_reference():
+    state = make_model().start([make_start(5, first=True)])
+    assert torch.equal(state.reference_BLChw, state.memory_BLChw)
+
+
+@pytest.mark.parametrize(
+    "context", [ContextConfig(reference=False), ContextConfig(memory_frames=8), ContextConfig(memory_frames=1)]
+)
+def test_context_ablations_run(context):
+    model = make_model(context)
+    state, actions, noise = draw(model, [make_start(s, context.memory_frames) for s in range(2)])
+    for _ in range(2):
+        new, frames, state = model.step(state, actions, noise)
+    if context.memory_frames == 1:
+        assert torch.equal(state.memory_BLChw, model.codec.encode(frames[:, -1:])), "still latent of the current frame"
+    else:
+        assert torch.equal(state.memory_BLChw[:, -1:], new[:, -1:])
+    assert state.reference_BLChw.shape[1] == context.reference
+    assert state.memory_actions_BMA.shape[1] == context.memory_frames
+
+
+@pytest.mark.parametrize("rows", [[2, 0], []])
+def test_select_and_join(starts, rows):
+    model = make_model()
+    state, actions, noise = draw(model, starts)
+    some = state.select(rows)
+    assert len(some) == len(rows)
+    if rows:
+        new, _, _ = model.step(some, actions[rows], noise[rows])
+        torch.testing.assert_close(new, model.step(state, actions, noise)[0][rows], atol=1e-5, rtol=1e-5)
+    both = some.join(model.start(starts[1:2]))
+    assert torch.equal(both.memory_BLChw[-1], state.memory_BLChw[1])
+
+
+def test_a_start_that_does_not_fit_is_named():
+    with pytest.raises(UserError, match=r"episode demo_7: expected 4 memory frames .* found 8 frames"):
+        make_model().start([make_start(7, memory_frames=8)])
