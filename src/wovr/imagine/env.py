@@ -126,7 +126,7 @@ class ImaginedVectorEnv(VectorEnv):
         restart = np.flatnonzero(self._terminated | self._truncated)
         rewards, info = np.zeros(self.num_envs), self._empty_info()
         if len(self._slots):
-            rewards[self._slots] = self._imagine(actions, info)
+            rewards[self._imagine(actions, info)] = 1
         if self.autoreset_mode == AutoresetMode.NEXT_STEP and len(restart):
             self._begin(restart, self._draw(len(restart)))
         return self._observation(), rewards, self._terminated.copy(), self._truncated.copy(), info
@@ -157,8 +157,8 @@ class ImaginedVectorEnv(VectorEnv):
             self.world.keep(rows)
             self._slots = self._slots[rows]
 
-    def _imagine(self, actions: Actions, info: dict[str, Any]) -> Flags:
-        """Step the environments that run, fill `info`, drop those that end; returns which have succeeded."""
+    def _imagine(self, actions: Actions, info: dict[str, Any]) -> NDArray[np.int64]:
+        """Step the environments that run, fill `info`, drop those that end; returns those that have succeeded."""
         slots, H = self._slots, self.world.chunk_length
         chunk = self.world.step(actions[slots])
         self._frames[slots] = chunk.frames_BTHWC[:, -1]
@@ -177,7 +177,7 @@ class ImaginedVectorEnv(VectorEnv):
         info["success_step"][slots[succeeded]] = success_step[succeeded]
         info["_success_step"][slots[succeeded]] = True
         self._stop(np.flatnonzero(self._terminated | self._truncated))
-        return succeeded
+        return slots[succeeded]
 
     def _observation(self) -> Observation:
         return {"frame": self._frames.copy(), "instruction": self._instructions.copy()}
