@@ -23,6 +23,8 @@ from wovr.core.errors import UserError
 FORMAT = "wovr-1"
 """Value of the header's `format` in every file that this version writes."""
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
 ConfigT = TypeVar("ConfigT", bound=Config)
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -49,10 +51,9 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
 
 def disk_is_full(error: Exception) -> bool:
     """Whether a failed write ran out of space or quota. Safetensors gives the number only in its message."""
-    full = (errno.ENOSPC, errno.EDQUOT)
     if isinstance(error, OSError):
-        return error.errno in full
-    return any(f"(os error {number})" in str(error) for number in full)
+        return error.errno in FULL_DISK
+    return any(f"(os error {number})" in str(error) for number in FULL_DISK)
 
 
 def write_text(path: Path, text: str) -> None:
