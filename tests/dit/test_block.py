@@ -20,6 +20,14 @@ def test_rms_norm_and_its_gradients_match_float64():
     torch.testing.assert_close(norm.weight.grad.double(), weight64.grad, rtol=1e-4, atol=1e-5)
 
 
+def test_rms_norm_stays_float32_under_autocast():
+    norm = RMSNorm(192, 1e-6)
+    x = normal((4, 192), 0, "x").bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        y = norm(x)
+    torch.testing.assert_close(y, norm(x.float()), rtol=1e-6, atol=1e-6)
+
+
 def test_attention_by_steps_equals_the_fused_kernel():
     q, k, v = normal((2, 3, 5, 4), 0, "q"), normal((2, 3, 7, 4), 0, "k"), normal((2, 3, 7, 4), 0, "v")
     torch.testing.assert_close(attend(q, k, v), F.scaled_dot_product_attention(q, k, v, scale=1.0))

@@ -145,7 +145,7 @@ def test_float32_and_autocast_and_plain_bfloat16_agree():
         exact = model(latents, timesteps, actions)
         with torch.autocast("cpu", torch.bfloat16):
             autocast = model(latents, timesteps, actions)
-        plain = model.bfloat16()(latents.bfloat16(), timesteps, actions)
+        plain = model.bfloat16()(latents, timesteps, actions)
     assert plain.dtype == torch.bfloat16
     for rounded in (autocast, plain):
         assert (rounded.float() - exact).norm() < 0.03 * exact.norm()

@@ -45,7 +45,8 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
         wide = x.float()
-        inverse = torch.rsqrt(torch.linalg.vecdot(wide, wide).unsqueeze(-1) / x.shape[-1] + eps)
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)  # a scalar product would be autocast to bfloat16
+        inverse = torch.rsqrt(norm.square() / x.shape[-1] + eps)
         unit = wide * inverse
         ctx.save_for_backward(unit, inverse, weight_D)
         ctx.dtype = x.dtype
@@ -84,14 +85,10 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_BND: Tensor, rotation: Rotation, queries: int) -> Tensor:
         """Outputs (B, queries, D) of the last `queries` tokens, which attend to all N."""
-        N, D = x_BND.shape[1:]
-        if queries == N:
-            q_BND, k_BND, v_BND = self.qkv(x_BND).chunk(3, dim=-1)
-        else:
-            q_BND = F.linear(x_BND[:, N - queries :], self.qkv.weight[:D], self.qkv.bias[:D])
-            k_BND, v_BND = F.linear(x_BND, self.qkv.weight[D:], self.qkv.bias[D:]).chunk(2, dim=-1)
-        query_rotation = (rotation[0][N - queries :], rotation[1][N - queries :])
-        q_BNHE = rotate(self._heads(self.norm_q(q_BND)), query_rotation).to(v_BND.dtype)
+        first = x_BND.shape[1] - queries
+        q_BND, k_BND, v_BND = self.qkv(x_BND).chunk(3, dim=-1)
+        query_rotation = (rotation[0][first:], rotation[1][first:])
+        q_BNHE = rotate(self._heads(self.norm_q(q_BND[:, first:])), query_rotation).to(v_BND.dtype)
         k_BNHE = rotate(self._heads(self.norm_k(k_BND)), rotation).to(v_BND.dtype)
         y_BHNE = attend(q_BNHE.transpose(1, 2), k_BNHE.transpose(1, 2), self._heads(v_BND).transpose(1, 2))
         return self.o(y_BHNE.transpose(1, 2).flatten(2))

@@ -1,7 +1,7 @@
 """ActionDiT: Wan2.2's video transformer with actions in place of text. One class for 3 M and 5 B parameters.
 
-With width 3072, depth 30, heads 24, ffn_width 14336, channels 48, action_dim 7 and action_positions off it is the
-network of the published WoVR checkpoints (5,025,334,464 parameters).
+With width 3072, depth 30, heads 24, ffn_width 14336, channels 48, action_dim 7, gelu tanh and action_positions off it
+is the network of the published WoVR checkpoints (5,025,334,464 parameters).
 
 Legend: B batch, L latent frames, N new latent frames, S tokens per latent frame, C latent channels, h w latent height
 and width, T actions, A action dims, D width.
@@ -113,7 +113,7 @@ class ActionDiT(nn.Module):
         dtype = self.patch_embedding.weight.dtype
         L, _, h, w = latents_BLChw.shape[1:]
         assert self.layout.frames == L and h % PATCH == w % PATCH == 0
-        patches = rearrange(latents_BLChw, "B L C (h p) (w q) -> B L (h w) (C p q)", p=PATCH, q=PATCH)
+        patches = rearrange(latents_BLChw.to(dtype), "B L C (h p) (w q) -> B L (h w) (C p q)", p=PATCH, q=PATCH)
         x_BLSD = self.patch_embedding(patches).to(dtype)  # float32 residuals under autocast
         if self.config.action_positions:
             _, frame_positions_LD = positions(self.layout, self.config.width, x_BLSD.device)
