@@ -1,0 +1,159 @@
+"""Speed of imagined rollouts: frames per second of policy, world model and reward together, and where the time goes.
+
+    python benchmarks/imagined_rollout.py [--run runs/demo] [--batch 128] [--chunks 6] [--out results.json]
+
+Without a run folder all networks have random weights and the embedded sizes, which takes the same time. Nothing
+succeeds, so every trajectory runs to the horizon. The first rollout warms up; the fastest of the others counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from wovr.codec.conv import ConvCodec, ConvCodecConfig
+from wovr.core.checkpoint import load_model
+from wovr.core.dist import precision
+from wovr.core.types import StartState, no_motion
+from wovr.dit.context import ContextConfig, layout
+from wovr.dit.model import ActionDiT, DiTConfig
+from wovr.flow.schedule import FlowConfig
+from wovr.imagine.load import CODEC, DIT, REWARD, load_reward, load_world_model, newest
+from wovr.imagine.rollout import rollout
+from wovr.imagine.world import ImaginedWorld
+from wovr.imagine.world_model import WorldModel, for_inference
+from wovr.policy.small import SmallVLA, SmallVLAConfig
+from wovr.reward.classifier import RewardClassifier, RewardClassifierConfig
+
+HORIZON, MEMORY, IMAGE, ACTION_DIM, CHUNK = 48, 4, 64, 3, 8
+PARTS = {
+    "policy": ("act",),
+    "dit": ("forward", "precompute_actions"),
+    "decode": ("decode",),
+    "reward": ("probability",),
+}
+
+
+class Stopwatch:
+    """Adds up the time spent in methods of live objects. Calls inside a timed call count once."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._running = False
+
+    def watch(self, part: str, owner: Any, method: str) -> None:
+        inner = getattr(owner, method)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self._timing(part):
+                return inner(*args, **kwargs)
+
+        setattr(owner, method, timed)
+
+    @contextmanager
+    def _timing(self, part: str) -> Iterator[None]:
+        if self._running:
+            yield
+            return
+        self._running = True
+        begin = now()
+        yield
+        self.seconds[part] += now() - begin
+        self._running = False
+
+
+def now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def build(run: Path | None, device: str) -> tuple[ImaginedWorld, SmallVLA]:
+    if run is not None:
+        model = load_world_model(newest(run, CODEC), newest(run, DIT), device)
+        reward = load_reward(newest(run, REWARD), device)
+        policy = load_model(run / "sft/policy.safetensors", SmallVLAConfig, SmallVLA)
+    else:
+        codec, context = ConvCodec(ConvCodecConfig()), ContextConfig(memory_frames=MEMORY)
+        dit = ActionDiT(DiTConfig(channels=codec.channels, action_dim=ACTION_DIM), layout(context, CHUNK))
+        model = WorldModel(for_inference(codec).to(device), for_inference(dit).to(device), context, FlowConfig())
+        reward = RewardClassifier(RewardClassifierConfig()).to(device)
+        policy = SmallVLA(SmallVLAConfig())
+    reward.calibrated(threshold=1.1, hold=1)  # out of reach
+    return ImaginedWorld(model, reward, HORIZON), policy.to(device)
+
+
+def starts(count: int) -> list[StartState]:
+    random = np.random.default_rng(0)
+    frames = random.integers(0, 256, (count, 1 + MEMORY, IMAGE, IMAGE, 3), dtype=np.uint8)
+    actions = np.tile(no_motion(ACTION_DIM), (MEMORY, 1))
+    task = "put the red block on the green plate"
+    return [StartState(frame[0], frame[1:], actions, task, 0, "demo_0", 0, "first_frame") for frame in frames]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, help="run folder to take the networks from")
+    parser.add_argument("--batch", type=int, default=128, help="trajectories side by side")
+    parser.add_argument("--chunks", type=int, default=HORIZON // CHUNK, help="chunks per trajectory")
+    parser.add_argument("--repeats", type=int, default=3, help="timed rollouts")
+    parser.add_argument("--out", type=Path, help="where to write the JSON beside printing it")
+    arguments = parser.parse_args()
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    world, policy = build(arguments.run, device)
+    owners = {"policy": policy, "dit": world.model.dit, "decode": world.model.codec, "reward": world.reward}
+    watch = Stopwatch()
+    for part, methods in PARTS.items():
+        for method in methods:
+            watch.watch(part, owners[part], method)
+    runs = []
+    for number in range(1 + arguments.repeats):
+        watch.seconds.clear()
+        begin = now()
+        batch = rollout(
+            world,
+            policy,
+            starts(arguments.batch // 8),
+            seed=0,
+            number=number,
+            group_size=8,
+            batch_size=arguments.batch,
+            max_chunks=arguments.chunks,
+        )
+        seconds = now() - begin
+        parts = {part: watch.seconds[part] / seconds for part in PARTS}
+        runs.append((int(batch.steps_N.sum()) / seconds, parts | {"other": 1 - sum(parts.values())}))
+    frames_per_second, share = max(runs[1:], key=lambda run: run[0])
+    report = {
+        "frames_per_second": round(frames_per_second, 1),
+        "share": {part: round(value, 3) for part, value in share.items()},
+        "all_runs": [round(rate, 1) for rate, _ in runs[1:]],
+        "batch": arguments.batch,
+        "chunks": arguments.chunks,
+        "precision": precision(),
+        "parameters": {part: sum(p.numel() for p in owner.parameters()) for part, owner in owners.items()},
+        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "torch": torch.__version__,
+    }
+    text = json.dumps(report, indent=2)
+    print(text)
+    if arguments.out is not None:
+        arguments.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
