@@ -1,8 +1,10 @@
 import torch
 import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
 
-from wovr.core.seed import normal
-from wovr.dit.block import RMSNorm, attend, linear, modulate
+from wovr.core.seed import normal, seed_everything
+from wovr.dit.block import Block, RMSNorm, attend, linear, modulate
+from wovr.dit.rope import rotate, rotation
 
 
 def test_rms_norm_and_its_gradients_match_float64():
@@ -43,3 +45,48 @@ def test_fused_linear_is_drawn_like_its_parts():
     bound = (6 / (64 + 64)) ** 0.5  # Xavier of a 64 x 64 matrix
     weight = linear(64, 192, parts=3).weight
     assert 0.98 * bound < weight.abs().max() <= bound
+
+
+def test_block_matches_a_float64_reference_of_wan():
+    """Wan's block with modulation per token, written out; the rotation has its own test."""
+    B, L, S, T, D, H = 2, 3, 4, 5, 24, 2
+    seed_everything(0)
+    block = Block(D, H, 48, 1e-6, "tanh", cross_attention=True)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    p = {name: parameter.detach().double() for name, parameter in block.named_parameters()}
+    x_BLSD, time_BL6D, tokens_BTD = (
+        normal(shape, 0, name) for shape, name in (((B, L, S, D), "x"), ((B, L, 6, D), "time"), ((B, T, D), "tokens"))
+    )
+    angles = rotation(L, 2, 2, D // H, torch.device("cpu"))
+
+    def norm(x: Tensor) -> Tensor:
+        return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + 1e-6).sqrt()
+
+    def dense(x: Tensor, name: str) -> Tensor:
+        return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
+
+    def heads(x: Tensor, name: str | None = None) -> Tensor:
+        if name is not None:
+            x = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * p[f"{name}.weight"]
+        return x.unflatten(-1, (H, -1))
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        probability = torch.softmax(torch.einsum("bnhe,bmhe->bhnm", q, k) / (D // H) ** 0.5, -1)
+        return torch.einsum("bhnm,bmhe->bnhe", probability, v).flatten(2)
+
+    e = (p["modulation"] + time_BL6D.double()).repeat_interleave(S, 1).unbind(2)
+    x = x_BLSD.double().flatten(1, 2)
+    q, k, v = dense(norm(x) * (1 + e[1]) + e[0], "self_attn.qkv").chunk(3, -1)
+    q, k = rotate(heads(q, "self_attn.norm_q"), angles), rotate(heads(k, "self_attn.norm_k"), angles)
+    x = x + dense(attention(q, k, heads(v)), "self_attn.o") * e[2]
+    q = dense(norm(x) * p["norm3.weight"] + p["norm3.bias"], "cross_attn.q")
+    k, v = dense(tokens_BTD.double(), "cross_attn.kv").chunk(2, -1)
+    y = attention(heads(q, "cross_attn.norm_q"), heads(k, "cross_attn.norm_k"), heads(v))
+    x = x + dense(y, "cross_attn.o")
+    y = F.gelu(dense(norm(x) * (1 + e[4]) + e[3], "ffn.0"), approximate="tanh")
+    expected = x + dense(y, "ffn.2") * e[5]
+
+    with torch.no_grad():
+        y_BLSD = block(x_BLSD, time_BL6D, angles, block.action_keys_values(tokens_BTD), L)
+    torch.testing.assert_close(y_BLSD.flatten(1, 2).double(), expected, rtol=1e-4, atol=1e-4)

@@ -4,6 +4,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from wovr.core.seed import normal, seed_everything
+from wovr.dit.action import positions
 from wovr.dit.context import ContextConfig, layout
 from wovr.dit.model import ActionDiT, DiTConfig
 from wovr.dit.rope import rotation
@@ -55,6 +56,25 @@ def test_every_context_runs_and_keeps_shapes(context):
     latents, timesteps, actions = inputs(model)
     assert model(latents, timesteps, actions).shape == latents.shape
     assert model(latents, timesteps, actions, new_only=True).shape == (B, 2, C, SIDE, SIDE)
+
+
+@torch.no_grad()
+def test_patches_are_cut_as_by_wans_convolution_and_laid_as_by_wans_head():
+    """Patches in come channel first (a Conv3d of stride 1 x 2 x 2), patches out channel last, as Wan's weights need."""
+    model = build()
+    latents_BLChw, timesteps_BL, actions = inputs(model)
+    tokens, patches = [], normal((B, 4, 4, 2 * 2 * C), 0, "patches")
+    model.patch_embedding.register_forward_hook(lambda module, args, output: tokens.append(output))
+    model.head.register_forward_hook(lambda module, args, output: patches)
+    velocity_BLChw = model(latents_BLChw, timesteps_BL, actions)
+
+    weight = model.patch_embedding.weight.unflatten(1, (C, 1, 2, 2))
+    expected = torch.conv3d(latents_BLChw.transpose(1, 2), weight, model.patch_embedding.bias, stride=(1, 2, 2))
+    torch.testing.assert_close(tokens[0], expected.flatten(3).permute(0, 2, 3, 1))
+    for n in range(4):
+        row, column = divmod(n, 2)
+        cell = velocity_BLChw[:, :, :, 2 * row + 1, 2 * column]
+        torch.testing.assert_close(cell, patches[:, :, n].unflatten(-1, (2, 2, C))[:, :, 1, 0])
 
 
 @torch.no_grad()
@@ -114,11 +134,11 @@ def test_adaln_reaches_only_the_modulation_of_its_own_latent_frame():
 
 @torch.no_grad()
 def test_action_order_matters_to_cross_attention_only_with_positions():
-    for positions in (True, False):
-        model = build(adaln=False, action_positions=positions)
+    for told in (True, False):
+        model = build(adaln=False, action_positions=told)
         latents, timesteps, actions = inputs(model)
         difference = (model(latents, timesteps, actions.flip(1)) - model(latents, timesteps, actions)).abs().amax()
-        assert (difference > 1e-3) == positions
+        assert (difference > 1e-3) == told
 
 
 @torch.no_grad()
@@ -152,7 +172,9 @@ def test_float32_and_autocast_and_plain_bfloat16_agree():
 
 
 def test_a_network_used_under_inference_mode_can_still_be_trained():
-    model = build(ContextConfig(memory_frames=8))
+    model = build()
+    rotation.cache_clear()
+    positions.cache_clear()
     with torch.inference_mode():
         model(*inputs(model))
     model(*inputs(model)).sum().backward()
