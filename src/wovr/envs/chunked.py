@@ -85,13 +85,15 @@ class ChunkWorld(Protocol[StartT]):
 
 
 class ChunkedSimulator:
-    """A true simulator as a `ChunkWorld`. Success is the simulator's own, so one frame is enough."""
+    """A true simulator as a `ChunkWorld`. Success is the simulator's own, so one frame is enough.
+
+    A larger `hold` makes trajectories run on past success: recordings then show what success looks like.
+    """
 
     threshold = 0.5
-    hold = 1
 
-    def __init__(self, simulator: Simulator, chunk_length: int) -> None:
-        self.simulator, self.chunk_length = simulator, chunk_length
+    def __init__(self, simulator: Simulator, chunk_length: int, hold: int = 1) -> None:
+        self.simulator, self.chunk_length, self.hold = simulator, chunk_length, hold
         self.action_dim, self.horizon = simulator.action_dim, simulator.horizon
         self._instructions = {task.task_id: task.instruction for task in simulator.tasks}
         self._environments = 0

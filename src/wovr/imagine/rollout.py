@@ -64,6 +64,8 @@ class RolloutBatch:
     """Success probability of the frame after each action."""
     success_step_N: NDArray[np.int64]
     """Index of the frame that completes success (`first_success`); T where none does."""
+    limit_N: NDArray[np.int64]
+    """Env steps after which a trajectory without success was ended: the horizon, or less where asked for."""
     chunk_mask_NC: NDArray[np.bool_]
     recordings: list[Recording] = field(default_factory=list)
     """One per trajectory if frames were recorded, else empty."""
@@ -95,7 +97,7 @@ def rollout(
     batch_size: int = 128,
     temperature: float = 1.0,
     greedy: bool = False,
-    max_chunks: int | None = None,
+    limits: Sequence[int] | None = None,
     record: bool = False,
 ) -> RolloutBatch:
     """Roll the policy out `group_size` times from every start (Eq. 9). Success ends a trajectory.
@@ -111,7 +113,7 @@ def rollout(
         batch_size: trajectories that run side by side. It bounds memory and changes nothing else.
         temperature: of the policy's sampling.
         greedy: take the likeliest tokens instead of sampling.
-        max_chunks: stop here if the horizon does not come first.
+        limits: env steps of each start's trajectories, whole chunks, where the horizon does not come first.
         record: keep every frame and simulator state as well.
     """
     H = world.chunk_length
@@ -120,9 +122,10 @@ def rollout(
             f"policy: expected chunks of {H} x {world.action_dim} actions as its world takes, "
             f"found {policy.chunk_length} x {policy.action_dim}"
         )
-    horizon = world.horizon if max_chunks is None else min(world.horizon, max_chunks * H)
+    limit_P = np.minimum(world.horizon, world.horizon if limits is None else np.asarray(limits, dtype=np.int64))
+    limit_N = np.repeat(np.broadcast_to(limit_P, len(starts)), group_size)
     trajectory_N = first_group * group_size + np.arange(len(starts) * group_size)
-    log = _Log(len(trajectory_N), horizon, world, record)
+    log = _Log(limit_N, world, record)
     for first in range(0, len(trajectory_N), batch_size):
         rows_B = np.arange(first, min(first + batch_size, len(trajectory_N)))
         keys = [TrajectoryKey(seed, number, int(trajectory)) for trajectory in trajectory_N[rows_B]]
@@ -172,9 +175,10 @@ def _act(
 class _Log:
     """The arrays of a `RolloutBatch` while they are filled."""
 
-    def __init__(self, trajectories: int, horizon: int, world: ChunkWorld, record: bool) -> None:
-        N, H, A = trajectories, world.chunk_length, world.action_dim
-        self.horizon, self.chunks, self.record = horizon, math.ceil(horizon / H), record
+    def __init__(self, limit_N: NDArray[np.int64], world: ChunkWorld, record: bool) -> None:
+        N, H, A = len(limit_N), world.chunk_length, world.action_dim
+        horizon = int(limit_N.max())
+        self.limit_N, self.horizon, self.chunks, self.record = limit_N, horizon, math.ceil(horizon / H), record
         self.threshold, self.hold, self.chunk_length = world.threshold, world.hold, H
         self.instructions = [""] * N
         self.frames_NCHWC = np.zeros((N, self.chunks, 0, 0, 3), dtype=np.uint8)
@@ -196,7 +200,7 @@ class _Log:
     def chunk(
         self, rows_B: NDArray[np.int64], c: int, frames_BHWC: Frames, action: PolicyBatch, chunk: Chunk
     ) -> NDArray[np.bool_]:
-        """Note chunk `c` of these trajectories. Returns which of them have now succeeded.
+        """Note chunk `c` of these trajectories. Returns which of them end here: by success or by their limit.
 
         The whole trajectory is judged, so that a hold may begin in one chunk and end in the next.
         """
@@ -209,7 +213,10 @@ class _Log:
         self.probability_NT[rows_B, span] = chunk.probability_BT
         self.chunk_mask_NC[rows_B, c] = True
         self._record(rows_B, chunk)
-        return self._success_steps()[rows_B] < self.horizon
+        ended_B: NDArray[np.bool_] = (self._success_steps()[rows_B] < self.horizon) | (
+            self.limit_N[rows_B] <= span.stop
+        )
+        return ended_B
 
     def batch(self, group_N: NDArray[np.int64]) -> RolloutBatch:
         """All that was noted."""
@@ -222,6 +229,7 @@ class _Log:
             actions_NTA=self.actions_NTA,
             probability_NT=self.probability_NT,
             success_step_N=self._success_steps(),
+            limit_N=self.limit_N,
             chunk_mask_NC=self.chunk_mask_NC,
             recordings=[Recording.of(pieces) for pieces in self.pieces if pieces],
         )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wovr.core.types import Actions
-from wovr.envs.tabletop.physics import GAP_OPEN, REACH
+from wovr.envs.tabletop.physics import GAP_OPEN, HAND_HIGH, HAND_LOW, REACH
 from wovr.envs.tabletop.scene import TABLE
 
 APPROACH = 13.0
@@ -25,9 +25,10 @@ class Demonstrator:
         self._spread = 5.0 * (1.0 - skill)
         self._jitter = 0.3 * (1.0 - skill)
         self._rng = rng
-        self._aim_again()
+        self._closing = False
         self._wait = 0
         self.done = False
+        self._aim_again()
 
     def action(self, state_S: NDArray[np.float64]) -> Actions:
         """(3,) command for one table's state."""
@@ -53,14 +54,13 @@ class Demonstrator:
             if self._wait > 0:
                 self._wait -= 1
                 return still, 1.0
-            self._closing = False
             self._aim_again()
         if gap < GAP_OPEN - 0.5:
             return np.array([0.0, -0.7]), -1.0
         return self._approach(hand, state[4 + 3 * self.block : 6 + 3 * self.block])
 
     def _approach(self, hand: NDArray[np.float64], block: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-        target = block + self._grasp_error
+        target = np.clip(block + self._grasp_error, HAND_LOW, HAND_HIGH)
         if np.abs(target - hand).max() < 0.8:
             self._closing, self._wait = True, 2
             return np.zeros(2), 1.0
@@ -83,6 +83,9 @@ class Player:
         self._plates = plates
         self._rng = rng
         self._left = 0
+        self._grip = -1.0
+        self._drift = np.zeros(2)
+        self._hand: Demonstrator | None = None
 
     def action(self, state_S: NDArray[np.float64]) -> Actions:
         """(3,) command for one table's state."""
@@ -99,11 +102,13 @@ class Player:
         return self._hand.action(state_S)
 
     def _choose(self) -> None:
-        self._hand: Demonstrator | None = None
+        self._hand = None
         if self._rng.random() < 0.75:
             anywhere = self._rng.uniform(12, TABLE - 12, 2)
             place = self._plates[self._rng.integers(2)] if self._rng.random() < 0.6 else anywhere
-            self._hand = Demonstrator(int(self._rng.integers(2)), place, float(self._rng.uniform(0.2, 1.0)), self._rng)
+            self._hand = Demonstrator(
+                int(self._rng.integers(2)), place, float(self._rng.uniform(-0.2, 0.95)), self._rng
+            )
             self._left = 40
         else:
             self._drift = self._rng.uniform(-1, 1, 2)

@@ -20,6 +20,8 @@ STATE_SIZE = 4 + 3 * NUM_BLOCKS
 
 REACH = 4.0
 """Table units that the gripper moves per step at full command."""
+HAND_LOW, HAND_HIGH = (8.0, 6.0), (TABLE - 8.0, TABLE - 6.0)
+"""Corners of the box that the gripper's centre stays in."""
 GAP_OPEN = 7.5
 GAP_EMPTY = 1.0
 GAP_RATE = 3.5
@@ -40,6 +42,7 @@ class Table:
         self.gripper = scene.gripper.astype(np.float64).copy()
         self.gap = GAP_OPEN
         self.held = -1
+        self._grasp_y = 0.0
         self._space = pymunk.Space()
         self._space.damping = 0.01
         self._space.iterations = 8
@@ -52,9 +55,8 @@ class Table:
     def step(self, action_A: NDArray[np.float32]) -> None:
         """Move by `(dx, dy) * REACH`, closing the fingers where `grip > 0` and opening them otherwise."""
         dx, dy, grip = (float(a) for a in np.clip(action_A, -1.0, 1.0))
-        target_x = min(max(self.gripper[0] + REACH * dx, 8.0), TABLE - 8.0)
-        target_y = min(max(self.gripper[1] + REACH * dy, 6.0), TABLE - 6.0)
-        velocity = (float(target_x - self.gripper[0]), float(target_y - self.gripper[1]))
+        target = np.clip(self.gripper + REACH * np.array([dx, dy]), HAND_LOW, HAND_HIGH)
+        velocity = (float(target[0] - self.gripper[0]), float(target[1] - self.gripper[1]))
         closing = grip > 0
         if self.held >= 0 and not closing:
             self._release()

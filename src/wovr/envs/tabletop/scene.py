@@ -61,7 +61,7 @@ SUITE_COLOURS = np.array([*BLOCK_COLOURS.values(), *PLATE_COLOURS.values(), TABL
 
 
 def suite_scene(task_id: int, init_id: int) -> Scene:
-    """Fixed initial state `init_id` of a task: blocks in the middle band, plates at the front, the gripper at the back."""
+    """Initial state `init_id` of a task: the gripper at the back, blocks in the middle band, plates at the front."""
     rng = stream(0, "tabletop-layout", task_id, init_id)
     return Scene(
         gripper=rng.uniform((22, 7), (42, 11)),

@@ -67,7 +67,7 @@ class Tabletop:
         return self._observe(rows)
 
     @property
-    def scenes_plates(self) -> NDArray[np.float64]:
+    def plates_B22(self) -> NDArray[np.float64]:
         """(B, 2, 2) centres of the plates, which the state leaves out because they do not move."""
         return np.stack([table.plates for table in self._tables])
 

@@ -1,0 +1,40 @@
+"""Which recorded episodes a stage reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wovr.core.errors import UserError
+from wovr.core.types import Episode
+from wovr.episodes.store import EpisodeStore
+
+COLLECT, DEMONSTRATIONS = "collect", "demonstrations"
+"""Purposes of the ledger; refinement round r has `refine-r`."""
+
+
+def refine_purpose(number: int) -> str:
+    """Ledger line of the true rollouts of refinement round `number`, counted from 1."""
+    return f"refine-{number}"
+
+
+def split(names: Sequence[str], held_out: float) -> tuple[list[str], list[str]]:
+    """(training, held-out) names: every k-th is held out, k = 1 / `held_out`. Tasks take turns in collection, so
+    k coprime to their number spreads the held-out episodes over all tasks; otherwise the next k that is."""
+    k = round(1 / held_out)
+    k += 1 - k % 2
+    kept = set(names[k - 1 :: k])
+    return [name for name in names if name not in kept], [name for name in names if name in kept]
+
+
+def names_of(store: EpisodeStore, purpose: str) -> list[str]:
+    """Names of all episodes of one ledger line, oldest first."""
+    return [name for name in store.names if store.info(name).purpose == purpose]
+
+
+def load_split(store: EpisodeStore, purpose: str, held_out: float) -> tuple[list[Episode], list[tuple[str, Episode]]]:
+    """Whole episodes of one purpose: the training ones, and (name, episode) of the held-out ones."""
+    names = names_of(store, purpose)
+    if not names:
+        raise UserError(f"{store.folder}: expected episodes of purpose '{purpose}', found none; collect them first")
+    train, held = split(names, held_out)
+    return [store.read(name) for name in train], [(name, store.read(name)) for name in held]

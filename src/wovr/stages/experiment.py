@@ -1,0 +1,171 @@
+"""One experiment: every stage's config in one YAML file, and what stages are given to work with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from wovr.codec.conv import CodecDataConfig, ConvCodecConfig
+from wovr.core.config import Config
+from wovr.core.dist import Dist
+from wovr.core.log import RunLog
+from wovr.core.run import RunFolder
+from wovr.core.train import TrainConfig
+from wovr.dit.context import ContextConfig
+from wovr.dit.model import DiTConfig
+from wovr.envs.tabletop import Tabletop, TabletopConfig
+from wovr.episodes.store import EpisodeStore
+from wovr.episodes.windows import WindowConfig
+from wovr.flow.schedule import FlowConfig
+from wovr.kir.mine import MineConfig
+from wovr.kir.sampler import SamplerConfig
+from wovr.policy.small import SmallVLAConfig
+from wovr.reward.calibrate import CalibrationConfig
+from wovr.reward.classifier import RewardClassifierConfig
+from wovr.reward.labels import LabelConfig
+from wovr.stages.latents import WorldLossConfig
+from wovr.stages.policy_update import UpdateConfig
+
+
+class SftConfig(Config):
+    """Demonstrations and the fit of the base policy to them."""
+
+    demonstrations: int = Field(25, ge=1)
+    """Per task. Few, so that the base policy has room to fail and to learn."""
+    skill: float = Field(0.8, le=1)
+    """Of the scripted demonstrator: 1 never errs."""
+    shift: int = Field(5, ge=0)
+    """Pixels by which training frames are shifted at random."""
+    target_sigma: float = Field(0.7, ge=0)
+    """Spread of the target over neighbouring bins, in bins: exploration then stays near what was shown."""
+    train: TrainConfig = TrainConfig(steps=600, batch_size=128, lr=1e-3, warmup_steps=30, schedule="cosine")
+
+
+class CollectConfig(Config):
+    """True rollouts of the base policy: all that world model, reward and keyframes are made from."""
+
+    episodes: int = Field(600, ge=1)
+    """Over all tasks."""
+    temperature: float = Field(1.3, gt=0)
+    """Above 1 so that near-misses, which the world model must get right, abound."""
+    held_out: float = Field(0.1, gt=0, lt=1)
+    """Share kept from all training: validation, calibration and the hallucination measures use it."""
+
+
+class CodecStageConfig(Config):
+    """The codec: taken as it was pretrained, trained further, or trained from scratch."""
+
+    pretrained: Path | None = None
+    """File to start from; relative paths are looked up beside the config and in the repository's `data/`."""
+    model: ConvCodecConfig = ConvCodecConfig()
+    """Of a codec from scratch."""
+    data: CodecDataConfig = CodecDataConfig()
+    train: TrainConfig | None = None
+    """Fine-tuning or training; none keeps the pretrained weights."""
+
+
+class RewardStageConfig(Config):
+    """The success classifier."""
+
+    model: RewardClassifierConfig = RewardClassifierConfig()
+    labels: LabelConfig = LabelConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
+    train: TrainConfig = TrainConfig(steps=600, batch_size=128, lr=1e-3, warmup_steps=30, schedule="cosine")
+
+
+class WorldStageConfig(Config):
+    """The action-conditioned world model."""
+
+    pretrained: Path | None = None
+    """ActionDiT to start from; none trains from scratch."""
+    dit: DiTConfig = DiTConfig()
+    """Of a network from scratch; a pretrained file brings its own."""
+    context: ContextConfig = ContextConfig()
+    flow: FlowConfig = FlowConfig()
+    windows: WindowConfig = WindowConfig()
+    loss: WorldLossConfig = WorldLossConfig()
+    train: TrainConfig = TrainConfig(
+        steps=1500, batch_size=32, lr=3e-4, warmup_steps=100, schedule="cosine", ema_decay=0.999, validate_every=500
+    )
+    demonstrations: bool = True
+    """Whether the demonstrations' videos are trained on too; they are true rollouts that were paid for already."""
+
+
+class RLConfig(Config):
+    """Reinforcement learning in imagination."""
+
+    updates: int = Field(40, ge=0)
+    groups: int = Field(24, ge=1)
+    """Start states per update; trajectories are groups x group_size."""
+    starts: SamplerConfig = SamplerConfig()
+    keyframe_steps: int = Field(32, ge=8)
+    """Longest rollout from a keyframe, env steps: short, since error grows with depth."""
+    update: UpdateConfig = UpdateConfig()
+    rollout_batch: int = Field(96, ge=1)
+    """Trajectories imagined side by side; memory and nothing else depends on it."""
+    checkpoint_every: int = Field(5, ge=1)
+    """Updates between saved states."""
+    simulator: bool = False
+    """Roll out in the true simulator instead: the paper's online GRPO, and a debugging aid. The ledger pays."""
+
+
+class RefineConfig(Config):
+    """PACE: what one round of co-evolution adds."""
+
+    rounds: int = Field(1, ge=0)
+    episodes: int = Field(200, ge=1)
+    """True rollouts of the evolved policy per round."""
+    world_steps: int = Field(600, ge=1)
+    """Training steps of the world model on the mixture of old and new rollouts."""
+    reward_steps: int = Field(200, ge=1)
+    updates: int = Field(20, ge=0)
+    """RL updates that follow."""
+
+
+class EvalConfig(Config):
+    """True success of a policy."""
+
+    initial_states: int = Field(50, ge=1)
+    """Fixed initial states per task, the same for every policy: comparisons are paired."""
+    repeats: int = Field(2, ge=1)
+    """Episodes per initial state, each with its own seed."""
+    temperature: float = Field(1.0, gt=0)
+    greedy: bool = False
+    """Take the likeliest tokens. Sampling is what RL improves and what the reference evaluates."""
+
+
+class Experiment(Config):
+    """All of it. One file under configs/ per experiment."""
+
+    seed: int = 0
+    simulator: TabletopConfig = TabletopConfig()
+    policy: SmallVLAConfig = SmallVLAConfig()
+    sft: SftConfig = SftConfig()
+    collect: CollectConfig = CollectConfig()
+    codec: CodecStageConfig = CodecStageConfig()
+    reward: RewardStageConfig = RewardStageConfig()
+    world_model: WorldStageConfig = WorldStageConfig()
+    keyframes: MineConfig = MineConfig()
+    rl: RLConfig = RLConfig()
+    refine: RefineConfig = RefineConfig()
+    eval: EvalConfig = EvalConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """What every stage works with."""
+
+    experiment: Experiment
+    run: RunFolder
+    log: RunLog
+    dist: Dist
+
+    def simulator(self) -> Tabletop:
+        """A fresh true simulator."""
+        return Tabletop(self.experiment.simulator)
+
+    def episodes(self) -> EpisodeStore:
+        """The run's episodes as they are on disk now."""
+        return EpisodeStore(self.run.folder("episodes"))

@@ -1,0 +1,154 @@
+"""Training data of the world model: episodes as latents in memory, and the loss of Eq. 7 on windows of them.
+
+Every frame index e of an episode has a group latent G[e], the code of the four frames that end at e (none before
+o_0). One array then serves every window: reference G[0], memory G[t], new G[t + 4] and G[t + 8].
+
+Legend: E episodes, N frames of all episodes, B batch, L latent frames of a window, C latent channels, h w latent
+height and width, T actions of a window, A action dims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from wovr.codec.conv import ConvCodec
+from wovr.core.config import Config
+from wovr.core.log import RunLog
+from wovr.core.seed import normal, stream
+from wovr.core.train import LossFn
+from wovr.core.types import Episode, no_motion
+from wovr.dit.context import FRAMES_PER_LATENT, ContextConfig, Layout, memory_sigmas, noised_window
+from wovr.dit.model import ActionDiT
+from wovr.episodes.windows import WindowConfig, WindowIndex, memory_indices
+from wovr.flow.loss import velocity_loss
+from wovr.flow.schedule import FlowConfig, train_sigmas, train_weights
+
+ENCODE_BATCH = 64
+
+
+class WorldLossConfig(Config):
+    """What counts in a window."""
+
+    motion_weight: float = Field(4.0, ge=0)
+    """Extra weight of a latent cell in proportion to its change from the memory, at most this: a block and a gripper
+    cover a few cells of 64, and all that RL asks is what becomes of them."""
+    motion_scale: float = Field(0.5, gt=0)
+    """Root mean square change of a cell (latents have unit variance) that gets half of the extra weight."""
+
+
+class LatentEpisodes:
+    """All episodes of a training set, encoded once; bf16, 1.5 kB per 64 x 64 frame."""
+
+    def __init__(self, episodes: Sequence[Episode], codec: ConvCodec, log: RunLog, *, still: bool = False) -> None:
+        """`still` also encodes every frame as a still latent, which a memory of one frame needs."""
+        self.steps = [(episode.actions_TA, episode.success_T) for episode in episodes]
+        self.start_E = np.cumsum([0] + [len(episode) + 1 for episode in episodes[:-1]])
+        groups, stills = [], []
+        with log.progress("encode episodes", len(episodes)) as bar:
+            for episode in episodes:
+                groups.append(_encode(codec, episode, FRAMES_PER_LATENT))
+                stills += [_encode(codec, episode, 1)] if still else []
+                bar.advance()
+        self.groups_NChw = torch.cat(groups)
+        self.stills_NChw = torch.cat(stills) if still else None
+        rest_1A = no_motion(episodes[0].actions_TA.shape[1])[None]
+        produced = [row for episode in episodes for row in (rest_1A, episode.actions_TA)]
+        self.produced_NA = torch.from_numpy(np.concatenate(produced))
+        """The action that produced each frame."""
+
+    def windows(
+        self, episode_B: NDArray[np.int64], t_B: NDArray[np.int64], context: ContextConfig, horizon: int
+    ) -> tuple[Tensor, Tensor]:
+        """Latents (B, L, C, h, w), float32, and actions (B, T, A) of windows [reference, memory, new] at t."""
+        new_BF = memory_indices(t_B + horizon, horizon)
+        memory_BF = memory_indices(t_B, context.memory_frames)
+        zero_B1 = np.zeros((len(t_B), int(context.reference)), dtype=np.int64)
+        base_B1 = self.start_E[episode_B][:, None]
+        frame_BT = np.concatenate([zero_B1, memory_BF, new_BF], axis=1)
+        stills = context.memory_frames == 1
+        ends_BL = [zero_B1, *([] if stills else [memory_BF[:, FRAMES_PER_LATENT - 1 :: FRAMES_PER_LATENT]])]
+        ends_BL.append(new_BF[:, FRAMES_PER_LATENT - 1 :: FRAMES_PER_LATENT])
+        latents_BLChw = self.groups_NChw[torch.from_numpy(base_B1 + np.concatenate(ends_BL, axis=1))]
+        if stills:
+            assert self.stills_NChw is not None, "encoded without still latents"
+            memory_B1Chw = self.stills_NChw[torch.from_numpy(base_B1 + memory_BF)]
+            anchor = int(context.reference)
+            latents_BLChw = torch.cat([latents_BLChw[:, :anchor], memory_B1Chw, latents_BLChw[:, anchor:]], dim=1)
+        return latents_BLChw.float(), self.produced_NA[torch.from_numpy(base_B1 + frame_BT)]
+
+
+class WorldBatches:
+    """Batches for `world_loss`; `at(step)` is a pure function of the step."""
+
+    def __init__(
+        self,
+        data: LatentEpisodes,
+        windows: WindowConfig,
+        context: ContextConfig,
+        layout: Layout,
+        *,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.data, self.context, self.batch_size, self.seed = data, context, batch_size, seed
+        self.horizon = FRAMES_PER_LATENT * layout.new
+        self.index = WindowIndex(data.steps, horizon=self.horizon, config=windows)
+
+    def at(self, step: int) -> dict[str, Tensor]:
+        """Clean latents, actions and all randomness of one step."""
+        rng = stream(self.seed, "world-windows", step)
+        latents_BLChw, actions_BTA = self.data.windows(
+            *self.index.draw(rng, self.batch_size), self.context, self.horizon
+        )
+        return {
+            "latents_BLChw": latents_BLChw,
+            "actions_BTA": actions_BTA,
+            "noise_BLChw": normal(tuple(latents_BLChw.shape), self.seed, "world-train-noise", step),
+            "uniform_B": torch.from_numpy(rng.random(self.batch_size, dtype=np.float32)),
+            "memory_uniform_B": torch.from_numpy(rng.random(self.batch_size, dtype=np.float32)),
+        }
+
+
+def world_loss(context: ContextConfig, flow: FlowConfig, layout: Layout, weights: WorldLossConfig) -> LossFn:
+    """The rectified-flow loss per sample (B,) on the new latents of `WorldBatches`."""
+
+    def loss(model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        assert isinstance(model, ActionDiT)
+        clean_BLChw = batch["latents_BLChw"]
+        sigma_B = train_sigmas(flow, batch["uniform_B"])
+        noised_BLChw, timesteps_BL, target_BNChw = noised_window(
+            context,
+            layout,
+            clean_BLChw,
+            batch["noise_BLChw"],
+            sigma_B,
+            memory_sigmas(context, batch["memory_uniform_B"]),
+        )
+        velocity_BNChw = model(noised_BLChw, timesteps_BL, batch["actions_BTA"], new_only=True)
+        new_BNChw = clean_BLChw[:, layout.context :]
+        change_BNhw = (new_BNChw - clean_BLChw[:, layout.context - 1 : layout.context]).square().mean(2).sqrt()
+        weight_BNhw = 1 + weights.motion_weight * change_BNhw / (change_BNhw + weights.motion_scale)
+        loss_B = velocity_loss(velocity_BNChw, target_BNChw, weight_BNhw) * train_weights(flow, sigma_B)
+        plain_B = velocity_loss(velocity_BNChw.detach(), target_BNChw)
+        return loss_B, {"velocity_error": plain_B}
+
+    return loss
+
+
+def _encode(codec: ConvCodec, episode: Episode, group: int) -> Tensor:
+    """Latent of the `group` frames that end at each frame, (T + 1, C, h, w) bf16; one frame is a still latent."""
+    ends = np.arange(len(episode) + 1)
+    index = memory_indices(ends, group) if group > 1 else np.repeat(ends[:, None], FRAMES_PER_LATENT, axis=1)
+    frames_THWC = torch.from_numpy(episode.frames_THWC)
+    parts = [
+        codec.encode_groups(frames_THWC[torch.from_numpy(rows)].to(codec.device)).cpu().bfloat16()
+        for rows in np.array_split(index, max(1, len(index) // ENCODE_BATCH))
+    ]
+    return torch.cat(parts)

@@ -1,0 +1,123 @@
+"""Pretrain the small backbone that `data/pretrained/` ships: codec and ActionDiT, on undirected play.
+
+The paper fine-tunes a video backbone that was pretrained on the world's videos; the embedded size has this instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from pydantic import Field
+
+from wovr.codec.conv import CodecBatches, CodecDataConfig, ConvCodec, ConvCodecConfig, codec_loss
+from wovr.core.checkpoint import save_model, write_json
+from wovr.core.config import Config
+from wovr.core.dist import Dist
+from wovr.core.log import RunLog
+from wovr.core.seed import seed_everything
+from wovr.core.train import TrainConfig, fit
+from wovr.core.types import Episode
+from wovr.dit.context import ContextConfig, layout
+from wovr.dit.model import ActionDiT, DiTConfig
+from wovr.episodes.windows import WindowConfig
+from wovr.flow.schedule import FlowConfig
+from wovr.imagine.load import load_codec, save_dit
+from wovr.stages.latents import LatentEpisodes, WorldBatches, WorldLossConfig, world_loss
+from wovr.stages.play import play_episodes
+
+
+class PretrainConfig(Config):
+    """What the backbone is and what it is trained on."""
+
+    seed: int = 0
+    episodes: int = Field(4000, ge=1)
+    """Episodes of play."""
+    steps: int = Field(48, ge=8)
+    """Env steps each."""
+    codec_episodes: int = Field(1500, ge=1)
+    """Episodes, the first ones, that the codec sees: it learns shapes and colours, not dynamics."""
+    codec: ConvCodecConfig = ConvCodecConfig()
+    codec_data: CodecDataConfig = CodecDataConfig()
+    codec_train: TrainConfig = TrainConfig(steps=6000, batch_size=32, lr=2e-3, warmup_steps=200, schedule="cosine")
+    dit: DiTConfig = DiTConfig(channels=ConvCodecConfig().channels)
+    context: ContextConfig = ContextConfig()
+    flow: FlowConfig = FlowConfig()
+    windows: WindowConfig = WindowConfig()
+    loss: WorldLossConfig = WorldLossConfig()
+    train: TrainConfig = TrainConfig(
+        steps=20000, batch_size=32, lr=5e-4, warmup_steps=500, schedule="cosine", ema_decay=0.9995
+    )
+
+
+CHUNK = 8
+
+
+def run(config: PretrainConfig, folder: Path, log: RunLog, dist: Dist) -> None:
+    """Write `codec.safetensors`, `dit.safetensors` and `card.json` into `folder`; resumes where it stopped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    episodes = play_episodes(config.episodes, config.steps, seed=config.seed, log=log)
+    codec_path, dit_path = folder / "codec.safetensors", folder / "dit.safetensors"
+    if not codec_path.is_file():
+        _train_codec(config, episodes[: config.codec_episodes], codec_path, log, dist)
+    _train_dit(config, episodes, load_codec(codec_path).eval(), dit_path, log, dist)
+    write_json(folder / "card.json", _card(config, [codec_path, dit_path]))
+
+
+def _train_codec(config: PretrainConfig, episodes: list[Episode], path: Path, log: RunLog, dist: Dist) -> None:
+    seed_everything(config.seed)
+    frames = [episode.frames_THWC for episode in episodes]
+    batches = CodecBatches(
+        frames,
+        config.codec_data,
+        channels=config.codec.channels,
+        batch_size=config.codec_train.batch_size,
+        seed=config.seed,
+    )
+    codec = ConvCodec(config.codec)
+    result = fit(
+        codec, codec_loss, batches.at, config.codec_train, dist=dist, folder=path.parent, log=log, name="codec"
+    )
+    trained = result.model
+    assert isinstance(trained, ConvCodec)
+    sample = torch.cat([batches.at(-1 - i)["frames_BFHWC"] for i in range(8)])
+    trained.calibrate(trained.encode_groups(sample))
+    save_model(path, trained, config.codec)
+    result.state.unlink()
+
+
+def _train_dit(
+    config: PretrainConfig, episodes: list[Episode], codec: ConvCodec, path: Path, log: RunLog, dist: Dist
+) -> None:
+    seed_everything(config.seed + 1)
+    window = layout(config.context, CHUNK)
+    data = LatentEpisodes(episodes, codec, log)
+    batches = WorldBatches(
+        data, config.windows, config.context, window, batch_size=config.train.batch_size, seed=config.seed
+    )
+    result = fit(
+        ActionDiT(config.dit, window),
+        world_loss(config.context, config.flow, window, config.loss),
+        batches.at,
+        config.train,
+        dist=dist,
+        folder=path.parent,
+        log=log,
+        name="dit",
+    )
+    assert isinstance(result.model, ActionDiT)
+    save_dit(path, result.model, config.context, config.flow)
+    result.state.unlink()
+
+
+def _card(config: PretrainConfig, files: list[Path]) -> dict[str, object]:
+    return {
+        "command": "make pretrained",
+        "licence": "Apache-2.0",
+        "data": f"{config.episodes} episodes of {config.steps} steps of undirected play in the tabletop simulator, "
+        "with actions; other layouts and colours than the suite's, no instructions, no success labels",
+        "true_rollouts": config.episodes,
+        "config": config.model_dump(mode="json"),
+        "sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+    }

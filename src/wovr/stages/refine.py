@@ -1,0 +1,111 @@
+"""PACE (4.3): a few true rollouts of the evolved policy bring world model, reward and keyframes back to it.
+
+Each round trains on the mixture of all rollouts so far, mines the new failures and goes on with RL.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from wovr.imagine.load import BANK, CODEC, DIT, REWARD, load_codec, load_dit, load_reward, newest
+from wovr.kir.bank import KeyframeBank
+from wovr.stages import keyframes
+from wovr.stages.data import COLLECT, DEMONSTRATIONS, load_split, names_of, refine_purpose, split
+from wovr.stages.experiment import Workplace
+from wovr.stages.rl import IMAGINATION, train_policy
+from wovr.stages.sft import load_policy
+from wovr.stages.train_reward import train_reward
+from wovr.stages.train_wm import train_world_model
+from wovr.stages.true_rollouts import collect_episodes
+
+FIRST_INIT = 1000
+"""Round r collects from initial states r * FIRST_INIT on, which no other round sees."""
+
+
+def run(place: Workplace) -> dict[str, Any]:
+    """All rounds; a round or part of one that is complete is skipped."""
+    return {f"round_{r}": _round(place, r) for r in range(1, place.experiment.refine.rounds + 1)}
+
+
+def round_folder(place: Workplace, number: int) -> Path:
+    """Folder of one round."""
+    return place.run.path / "refine" / f"round_{number}"
+
+
+def last_policy(place: Workplace) -> Path | None:
+    """The policy after the last complete round, None where no round is complete."""
+    for number in range(place.experiment.refine.rounds, 0, -1):
+        path = round_folder(place, number) / IMAGINATION
+        if path.is_file():
+            return path
+    return None
+
+
+def _round(place: Workplace, number: int) -> dict[str, Any]:
+    config, folder = place.experiment, round_folder(place, number)
+    before = place.run.path if number == 1 else round_folder(place, number - 1)
+    policy = load_policy(before / IMAGINATION)
+    purpose = refine_purpose(number)
+    collect_episodes(
+        place,
+        policy,
+        config.refine.episodes,
+        purpose=purpose,
+        name=f"rl-round-{number - 1}",
+        temperature=config.collect.temperature,
+        first_init=number * FIRST_INIT,
+    )
+    summary: dict[str, Any] = {}
+    if not (folder / DIT).is_file():
+        summary |= _refine_models(place, number, before, folder)
+    if not (folder / BANK).is_file():
+        _mine_again(place, purpose, before, folder)
+    if not (folder / IMAGINATION).is_file():
+        summary["rl"] = train_policy(
+            place,
+            policy,
+            config.refine.updates,
+            folder / IMAGINATION,
+            folder=folder,
+            name=f"{purpose}/rl",
+            number_of_round=number,
+        )
+    return summary
+
+
+def _refine_models(place: Workplace, number: int, before: Path, folder: Path) -> dict[str, Any]:
+    """Reward first, since the world model's validation is agreement about success."""
+    config, store = place.experiment, place.episodes()
+    train, held = [], []
+    for purpose in [COLLECT, *(refine_purpose(r) for r in range(1, number + 1))]:
+        more, more_held = load_split(store, purpose, config.collect.held_out)
+        train, held = train + more, held + more_held
+    codec = load_codec(place.run.path / CODEC).eval()
+    steps = {"steps": config.refine.reward_steps}
+    summary = {
+        "reward": train_reward(
+            place,
+            load_reward(before / REWARD).train().requires_grad_(True),
+            codec,
+            train,
+            [episode for _, episode in held],
+            config.reward.train.model_copy(update=steps),
+            folder / REWARD,
+        )
+    }
+    if config.world_model.demonstrations:
+        train += [store.read(name) for name in names_of(store, DEMONSTRATIONS)]
+    settings = config.world_model.train.model_copy(update={"steps": config.refine.world_steps})
+    dit, _, _ = load_dit(before / DIT)
+    reward = load_reward(folder / REWARD)
+    summary["world_model"] = train_world_model(place, dit, codec, reward, train, held, settings, folder / DIT)
+    return summary
+
+
+def _mine_again(place: Workplace, purpose: str, before: Path, folder: Path) -> None:
+    """Keyframes of the new failures; first frames of the new and the older rollouts."""
+    names, _ = split(names_of(place.episodes(), purpose), place.experiment.collect.held_out)
+    new = keyframes.mine(place, names, folder / REWARD, folder / DIT)
+    old = KeyframeBank.load(newest(before, BANK))
+    KeyframeBank([*new, *old.first_frames]).save(folder / BANK)

@@ -1,0 +1,115 @@
+"""Reinforcement learning in imagination (4.2): imagined groups from first frames and keyframes, masked GRPO.
+
+No true rollout is used, unless `rl.simulator` asks for the paper's online baseline.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from wovr.core.checkpoint import save_model
+from wovr.core.train import Trainer
+from wovr.envs.chunked import ChunkedSimulator
+from wovr.imagine.load import BANK, CODEC, DIT, REWARD, load_reward, load_world_model
+from wovr.imagine.rollout import RolloutBatch, rollout
+from wovr.imagine.world import ImaginedWorld
+from wovr.kir.bank import KeyframeBank
+from wovr.kir.mine import FIRST_FRAME
+from wovr.kir.sampler import draw_starts
+from wovr.policy.small import SmallVLA
+from wovr.stages.experiment import Workplace
+from wovr.stages.policy_update import update_policy
+from wovr.stages.sft import POLICY, load_policy
+from wovr.stages.true_rollouts import training_starts
+
+IMAGINATION = Path("rl/policy.safetensors")
+
+
+ROUND = 10_000
+"""Rollout numbers of refinement round r start at r * ROUND, so that every phase has draws of its own."""
+
+Roll = Callable[[SmallVLA, int], RolloutBatch]
+"""(policy, number of the rollout) -> one batch of groups."""
+
+
+def run(place: Workplace) -> dict[str, Any]:
+    """Write `rl/policy.safetensors`, the base policy after `rl.updates` updates."""
+    policy = load_policy(place.run.path / POLICY)
+    return train_policy(
+        place, policy, place.experiment.rl.updates, place.run.path / IMAGINATION, folder=place.run.path, name="rl"
+    )
+
+
+def train_policy(
+    place: Workplace, policy: SmallVLA, updates: int, path: Path, *, folder: Path, name: str, number_of_round: int = 0
+) -> dict[str, Any]:
+    """GRPO with the world model, reward and keyframes below `folder`; resumes at the last saved update."""
+    config = place.experiment.rl
+    trainer = Trainer(policy, config.update.optim, place.dist, updates)
+    state = path.parent / "policy.state.safetensors"
+    done = int(trainer.load(state)["update"]) if state.is_file() else 0
+    roll = _in_simulator(place, name) if config.simulator else _in_imagination(place, folder)
+    last: dict[str, float] = {}
+    with place.log.progress(name, updates, done) as bar:
+        for update in range(done, updates):
+            number = number_of_round * ROUND + update
+            began = time.monotonic()
+            rollouts = roll(policy.eval(), number)
+            speed = float(rollouts.steps_N.sum()) / (time.monotonic() - began)
+            last = update_policy(trainer, rollouts, config.update, seed=place.experiment.seed, number=number)
+            last["frames_per_second"] = speed
+            place.log.metrics(name, update + 1, last)
+            bar.advance(1, success=last["success"], frames_per_second=speed)
+            if (update + 1) % config.checkpoint_every == 0:
+                trainer.save(state, update=str(update + 1))
+    save_model(path, policy, policy.config)
+    state.unlink(missing_ok=True)
+    return last
+
+
+def _in_imagination(place: Workplace, folder: Path) -> Roll:
+    config, experiment = place.experiment.rl, place.experiment
+    model = load_world_model(place.run.path / CODEC, folder / DIT, place.dist.device)
+    world = ImaginedWorld(model, load_reward(folder / REWARD, place.dist.device), experiment.simulator.horizon)
+    bank = KeyframeBank.load(folder / BANK)
+
+    def roll(policy: SmallVLA, number: int) -> RolloutBatch:
+        starts = draw_starts(bank, config.groups, config.starts, seed=experiment.seed, update=number)
+        limits = [config.keyframe_steps if start.reason != FIRST_FRAME else world.horizon for start in starts]
+        return _rollout(place, world, policy, starts, number, limits)
+
+    return roll
+
+
+def _in_simulator(place: Workplace, name: str) -> Roll:
+    config, simulator = place.experiment.rl, place.simulator()
+    world = ChunkedSimulator(simulator, place.experiment.policy.chunk_length)
+
+    def roll(policy: SmallVLA, number: int) -> RolloutBatch:
+        starts = training_starts(simulator, config.groups, number * config.groups)
+        batch = _rollout(place, world, policy, starts, number, None)
+        steps = int(batch.steps_N.sum())
+        place.run.add_rollouts("online", episodes=len(batch), steps=steps, stage=name, key=f"online/{number}")
+        return batch
+
+    return roll
+
+
+def _rollout(
+    place: Workplace, world: Any, policy: SmallVLA, starts: Sequence[Any], number: int, limits: list[int] | None
+) -> RolloutBatch:
+    config = place.experiment.rl
+    return rollout(
+        world,
+        policy,
+        starts,
+        seed=place.experiment.seed,
+        number=number,
+        group_size=config.update.grpo.group_size,
+        batch_size=config.rollout_batch,
+        temperature=config.update.temperature,
+        limits=limits,
+    )

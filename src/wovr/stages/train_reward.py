@@ -1,0 +1,104 @@
+"""Train the success classifier on true and reconstructed frames, and calibrate its threshold on held-out episodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wovr.codec.conv import ConvCodec
+from wovr.core.checkpoint import save_model
+from wovr.core.seed import seed_everything
+from wovr.core.train import TrainConfig, fit
+from wovr.core.types import Episode, Frames
+from wovr.imagine.load import CODEC, REWARD, load_codec
+from wovr.metrics.success import first_success
+from wovr.reward.calibrate import Calibration, calibrate
+from wovr.reward.classifier import RewardClassifier, reward_loss
+from wovr.reward.labels import LabelledFrames
+from wovr.stages.data import COLLECT, load_split
+from wovr.stages.experiment import Workplace
+from wovr.stages.train_codec import reconstruct
+
+
+def run(place: Workplace) -> dict[str, Any]:
+    """Write `reward/classifier.safetensors`; the summary holds what it gets wrong on held-out episodes."""
+    config = place.experiment
+    train, held = load_split(place.episodes(), COLLECT, config.collect.held_out)
+    seed_everything(config.seed)
+    model = RewardClassifier(config.reward.model)
+    codec = load_codec(place.run.path / CODEC).eval()
+    held_out = [episode for _, episode in held]
+    return train_reward(place, model, codec, train, held_out, config.reward.train, place.run.path / REWARD)
+
+
+def train_reward(
+    place: Workplace,
+    model: RewardClassifier,
+    codec: ConvCodec,
+    train: list[Episode],
+    held_out: list[Episode],
+    settings: TrainConfig,
+    path: Path,
+) -> dict[str, Any]:
+    """Train `model`, calibrate it and write it to `path`; refinement calls this too, with a trained model."""
+    config = place.experiment.reward
+    reconstructed = [reconstruct(codec, episode.frames_THWC) for episode in train]
+    batches = LabelledFrames(train, config.labels, place.experiment.seed, reconstructed)
+    result = fit(
+        model,
+        reward_loss,
+        lambda step: batches.batch(step, settings.batch_size),
+        settings,
+        dist=place.dist,
+        folder=path.parent,
+        log=place.log,
+        name="reward",
+    )
+    classifier = result.model
+    assert isinstance(classifier, RewardClassifier)
+    succeeded_E = np.array([episode.success for episode in held_out])
+    seen = [reconstruct(codec, episode.frames_THWC) for episode in held_out]
+    chosen = calibrate(
+        [
+            probabilities(classifier, frames_THWC, e.instruction)[1:]
+            for frames_THWC, e in zip(seen, held_out, strict=True)
+        ],
+        succeeded_E,
+        config.calibration,
+        first_success,
+    )
+    classifier.calibrated(chosen.threshold, chosen.hold)
+    save_model(path, classifier, classifier.config)
+    result.state.unlink(missing_ok=True)
+    true = [probabilities(classifier, episode.frames_THWC, episode.instruction)[1:] for episode in held_out]
+    return {"reconstructed": _summary(chosen), "true_frames_agreement": _agreement(classifier, true, succeeded_E)}
+
+
+@torch.no_grad()
+def probabilities(model: RewardClassifier, frames_THWC: Frames, instruction: str) -> NDArray[np.float32]:
+    """Success probability of every frame of one episode, (T,)."""
+    frames = torch.from_numpy(np.ascontiguousarray(frames_THWC))
+    return model.probability(frames, [instruction] * len(frames)).numpy()
+
+
+def _agreement(
+    model: RewardClassifier, probability: list[NDArray[np.float32]], succeeded_E: NDArray[np.bool_]
+) -> float:
+    called_E = [bool(first_success(p[None], model.threshold, model.hold)[0] < len(p)) for p in probability]
+    return float((np.array(called_E) == succeeded_E).mean())
+
+
+def _summary(found: Calibration) -> dict[str, Any]:
+    return {
+        "threshold": found.threshold,
+        "hold": found.hold,
+        "failed": found.failed,
+        "false_successes": found.false_successes,
+        "succeeded": found.succeeded,
+        "missed_successes": found.missed_successes,
+        "agreement": found.agreement,
+    }

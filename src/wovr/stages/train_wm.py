@@ -1,0 +1,115 @@
+"""Fine-tune (or train) the ActionDiT on collected rollouts; held-out agreement about success says how good it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from wovr.codec.conv import ConvCodec
+from wovr.core.errors import UserError
+from wovr.core.seed import seed_everything, stream
+from wovr.core.train import TrainConfig, fit
+from wovr.core.types import Episode
+from wovr.dit.context import layout
+from wovr.dit.model import ActionDiT
+from wovr.imagine.load import CODEC, DIT, REWARD, load_codec, load_dit, load_reward, save_dit
+from wovr.imagine.world_model import WorldModel, for_inference
+from wovr.reward.classifier import RewardClassifier
+from wovr.stages.data import COLLECT, DEMONSTRATIONS, load_split, names_of
+from wovr.stages.experiment import Workplace
+from wovr.stages.hallucination import replay_agreement
+from wovr.stages.latents import LatentEpisodes, WorldBatches, world_loss
+
+VALIDATION_EPISODES = 60
+
+
+def run(place: Workplace) -> dict[str, Any]:
+    """Write `world_model/dit.safetensors`; the summary holds the open-loop validation on held-out episodes."""
+    config, store = place.experiment, place.episodes()
+    train, held = load_split(store, COLLECT, config.collect.held_out)
+    if config.world_model.demonstrations:
+        train += [store.read(name) for name in names_of(store, DEMONSTRATIONS)]
+    seed_everything(config.seed)
+    codec = load_codec(place.run.path / CODEC).eval()
+    settings = config.world_model
+    if settings.pretrained:
+        dit, context, _ = load_dit(settings.pretrained)
+        if context.memory_frames != settings.context.memory_frames or context.reference != settings.context.reference:
+            raise UserError(
+                f"{settings.pretrained}: expected a network for memory_frames={settings.context.memory_frames} and "
+                f"reference={settings.context.reference}, found {context.memory_frames} and {context.reference}; "
+                "set world_model.pretrained=null to train from scratch"
+            )
+    else:
+        dit = ActionDiT(settings.dit, layout(settings.context, config.policy.chunk_length))
+    reward = load_reward(place.run.path / REWARD)
+    return train_world_model(place, dit, codec, reward, train, held, settings.train, place.run.path / DIT)
+
+
+def train_world_model(
+    place: Workplace,
+    dit: ActionDiT,
+    codec: ConvCodec,
+    reward: RewardClassifier,
+    train: list[Episode],
+    held: list[tuple[str, Episode]],
+    settings: TrainConfig,
+    path: Path,
+) -> dict[str, Any]:
+    """Train `dit` on these episodes and write it to `path`; refinement calls this too."""
+    config = place.experiment.world_model
+    if codec.channels != dit.config.channels:
+        raise UserError(
+            f"world model: expected {codec.channels} latent channels as the codec has, found {dit.config.channels}"
+        )
+    data = LatentEpisodes(train, codec, place.log, still=config.context.memory_frames == 1)
+    batches = WorldBatches(
+        data,
+        config.windows,
+        config.context,
+        dit.layout,
+        batch_size=settings.batch_size,
+        seed=place.experiment.seed,
+    )
+    rng = stream(place.experiment.seed, "validation-episodes")
+    chosen = [held[i] for i in sorted(rng.permutation(len(held))[:VALIDATION_EPISODES])]
+    result = fit(
+        dit,
+        world_loss(config.context, config.flow, dit.layout, config.loss),
+        batches.at,
+        settings,
+        dist=place.dist,
+        folder=path.parent,
+        log=place.log,
+        name="world_model",
+        validate=lambda model: validation(place, model, codec, reward, chosen),
+    )
+    assert isinstance(result.model, ActionDiT)
+    save_dit(path, result.model, config.context, config.flow)
+    result.state.unlink(missing_ok=True)
+    return {key: value for key, value in result.history[-1].items() if key.startswith("validation/")}
+
+
+def validation(
+    place: Workplace, dit: nn.Module, codec: ConvCodec, reward: RewardClassifier, held: list[tuple[str, Episode]]
+) -> dict[str, float]:
+    """Open loop from o_0 under recorded actions: agreement about success, false success, PSNR."""
+    assert isinstance(dit, ActionDiT)
+    config = place.experiment.world_model
+    model = WorldModel(for_inference(codec), for_inference(dit), config.context, config.flow)
+    report = replay_agreement(
+        model,
+        reward,
+        [(episode, name) for name, episode in held],
+        [0] * len(held),
+        horizon=place.experiment.simulator.horizon,
+        batch_size=64,
+        seed=place.experiment.seed,
+    )
+    return {
+        "agreement": report.overall.agreement.rate,
+        "false_success": report.overall.false_success_rate.rate,
+        "false_failure": report.overall.false_failure_rate.rate,
+    }
