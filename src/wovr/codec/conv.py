@@ -14,7 +14,8 @@ h w latent height and width (H/8, W/8).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -162,7 +163,7 @@ class ConvCodec(nn.Module):
         return rearrange(x_BChw, "B (F p q c) h w -> B F (h p) (w q) c", F=GROUP, p=PATCH, q=PATCH, c=3)
 
 
-def codec_loss(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+def codec_loss(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
     """Per-sample reconstruction loss (B,) of a batch of `CodecBatches`, and its logs, each (B,).
 
     L1 + L2 error of the pixels in [-1, 1] and half the L1 error of their differences to the right and below (edges),

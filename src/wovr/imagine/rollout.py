@@ -213,10 +213,8 @@ class _Log:
         self.probability_NT[rows_B, span] = chunk.probability_BT
         self.chunk_mask_NC[rows_B, c] = True
         self._record(rows_B, chunk)
-        ended_B: NDArray[np.bool_] = (self._success_steps()[rows_B] < self.horizon) | (
-            self.limit_N[rows_B] <= span.stop
-        )
-        return ended_B
+        succeeded_B = self._success_steps()[rows_B] < self.horizon
+        return succeeded_B | (self.limit_N[rows_B] <= span.stop)
 
     def batch(self, group_N: NDArray[np.int64]) -> RolloutBatch:
         """All that was noted."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from wovr.core.types import Episode
 from wovr.imagine.load import BANK, CODEC, DIT, REWARD, load_codec, load_dit, load_reward, newest
 from wovr.kir.bank import KeyframeBank
 from wovr.stages import keyframes
@@ -77,7 +78,8 @@ def _round(place: Workplace, number: int) -> dict[str, Any]:
 def _refine_models(place: Workplace, number: int, before: Path, folder: Path) -> dict[str, Any]:
     """Reward first, since the world model's validation is agreement about success."""
     config, store = place.experiment, place.episodes()
-    train, held = [], []
+    train: list[Episode] = []
+    held: list[tuple[str, Episode]] = []
     for purpose in [COLLECT, *(refine_purpose(r) for r in range(1, number + 1))]:
         more, more_held = load_split(store, purpose, config.collect.held_out)
         train, held = train + more, held + more_held

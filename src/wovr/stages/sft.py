@@ -114,10 +114,15 @@ def demonstrate(simulator: Tabletop, starts: list[SimulatorStart], *, skill: flo
         states.append(observation.states_BS)
         success.append(observation.success_B)
     tasks = {task.task_id: task.instruction for task in simulator.tasks}
-    stacked = [np.stack(rows, axis=1) for rows in (frames, actions, success, states)]
+    frames_BTHWC, actions_BTA, success_BT, states_BTS = (
+        np.stack(rows, axis=1) for rows in (frames, actions, success, states)
+    )
     return [
         Episode(
-            *(rows[i] for rows in stacked),
+            frames_THWC=frames_BTHWC[i],
+            actions_TA=actions_BTA[i],
+            success_T=success_BT[i],
+            states_TS=states_BTS[i],
             instruction=tasks[start.task_id],
             suite=simulator.suite,
             task_id=start.task_id,

@@ -63,10 +63,7 @@ def train_reward(
     succeeded_E = np.array([episode.success for episode in held_out])
     seen = [reconstruct(codec, episode.frames_THWC) for episode in held_out]
     chosen = calibrate(
-        [
-            probabilities(classifier, frames_THWC, e.instruction)[1:]
-            for frames_THWC, e in zip(seen, held_out, strict=True)
-        ],
+        [probabilities(classifier, frames, e.instruction)[1:] for frames, e in zip(seen, held_out, strict=True)],
         succeeded_E,
         config.calibration,
         first_success,

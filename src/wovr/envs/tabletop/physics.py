@@ -49,8 +49,8 @@ class Table:
         self._blocks = [self._add_block(position) for position in scene.blocks]
         self._fingers = [self._add_finger(side) for side in (-1, 1)]
         for start, end in (((0, 0), (1, 0)), ((1, 0), (1, 1)), ((1, 1), (0, 1)), ((0, 1), (0, 0))):
-            inset = [tuple(2.0 + (TABLE - 4.0) * c for c in corner) for corner in (start, end)]
-            self._space.add(pymunk.Segment(self._space.static_body, inset[0], inset[1], 1.0))
+            (x1, y1), (x2, y2) = ((2.0 + (TABLE - 4.0) * x, 2.0 + (TABLE - 4.0) * y) for x, y in (start, end))
+            self._space.add(pymunk.Segment(self._space.static_body, (x1, y1), (x2, y2), 1.0))
 
     def step(self, action_A: NDArray[np.float32]) -> None:
         """Move by `(dx, dy) * REACH`, closing the fingers where `grip > 0` and opening them otherwise."""

@@ -80,7 +80,7 @@ class Renderer:
 
     def _disc(self, canvas: Array, centre_B2: Array, radius: float, tint: Array) -> None:
         rows, window, x, y = self._patch(centre_B2, radius)
-        self._blend(canvas, rows, window, np.hypot(x, y) - radius, tint, 1.0)
+        self._blend(canvas, rows, window, (np.hypot(x, y) - radius).astype(np.float32), tint, 1.0)
 
     def _box(
         self,

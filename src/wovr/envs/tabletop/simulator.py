@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from wovr.core.config import Config
 from wovr.core.errors import UserError
-from wovr.core.types import Actions, Frames, SimulatorStart
+from wovr.core.types import Actions, Frames, SimulatorStart, Task
 from wovr.envs.base import Observation
 from wovr.envs.tabletop.physics import Table
 from wovr.envs.tabletop.render import Renderer
@@ -30,9 +30,9 @@ class TabletopConfig(Config):
 class Tabletop:
     """`wovr.envs.base.Simulator` over pymunk tables."""
 
-    suite = "tabletop"
-    action_dim = 3
-    tasks = TASKS
+    suite: str = "tabletop"
+    action_dim: int = 3
+    tasks: Sequence[Task] = TASKS
 
     def __init__(self, config: TabletopConfig) -> None:
         self.image_size = config.image_size
