@@ -1,0 +1,99 @@
+"""Replays of recorded actions in imagination, counted against what was recorded."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.imagine.worlds import IMAGE, A, H, FakeReward, make_model
+from wovr.core.errors import UserError
+from wovr.core.types import Episode
+from wovr.stages.hallucination import Measurement, Replay, replay, replay_agreement
+
+SETTINGS = {"horizon": 24, "batch_size": 4, "seed": 3}
+
+
+def make_episode(seed, steps=24, success_at=None):
+    rng = np.random.default_rng(seed)
+    success_T = np.zeros(steps, dtype=np.bool_)
+    if success_at is not None:
+        success_T[success_at:] = True
+    return Episode(
+        frames_THWC=rng.integers(0, 256, (steps + 1, IMAGE, IMAGE, 3), dtype=np.uint8),
+        actions_TA=rng.uniform(-1, 1, (steps, A)).astype(np.float32),
+        success_T=success_T,
+        states_TS=np.zeros((steps + 1, 0)),
+        instruction="put it there",
+        suite="fake",
+        task_id=0,
+        init_id=seed,
+        policy="base",
+        seed=0,
+        purpose="collect",
+    )
+
+
+def reward(threshold):
+    fake = FakeReward()
+    fake.threshold = threshold
+    return fake
+
+
+def episodes(*made):
+    return [(episode, f"demo_{i}") for i, episode in enumerate(made)]
+
+
+def test_a_replay_starts_at_the_recorded_frame_and_takes_the_recorded_actions():
+    episode = make_episode(0)
+    first, later = replay(make_model(), reward(0.1), episodes(episode, episode), [0, 5], **SETTINGS)
+
+    assert (first.kind, later.kind) == ("first_frame", "keyframe")
+    assert (len(first.probability_T), len(later.probability_T)) == (24, 16)  # whole chunks of the 19 steps left
+    for one in (first, later):
+        stop = one.step + len(one.probability_T) + 1
+        np.testing.assert_array_equal(one.true_THWC, episode.frames_THWC[one.step : stop])
+        np.testing.assert_array_equal(one.imagined_THWC[0], one.true_THWC[0])
+        assert one.imagined_THWC.shape == one.true_THWC.shape
+
+    other = Episode(
+        **{name: getattr(episode, name) for name in Episode.__slots__} | {"actions_TA": -episode.actions_TA}
+    )
+    (changed,) = replay(make_model(), reward(0.1), episodes(other), [0], **SETTINGS)
+    assert (changed.imagined_THWC[1:] != first.imagined_THWC[1:]).any()
+
+
+def test_neither_batch_nor_shorter_neighbours_change_a_replay():
+    made = episodes(make_episode(0, 8), make_episode(1, 24), make_episode(2, 16), make_episode(3, 24))
+    together, alone = (
+        list(replay(make_model(), reward(0.1), made, [0] * 4, horizon=24, batch_size=size, seed=3)) for size in (4, 1)
+    )
+    assert [len(one.probability_T) for one in together] == [8, 24, 16, 24]
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_allclose(a.imagined_THWC.astype(int), b.imagined_THWC.astype(int), atol=1)
+
+
+def test_starts_after_success_or_without_a_chunk_are_left_out():
+    made = episodes(make_episode(0, 24, success_at=3), make_episode(1, 24, success_at=4), make_episode(2, 11))
+    done = list(replay(make_model(), reward(0.1), made, [4, 4, 4], **SETTINGS))
+    assert [(one.episode, one.true_first) for one in done] == [("demo_1", 0)]
+    with pytest.raises(UserError, match="held-out episodes: expected at least one of 8 steps"):
+        replay_agreement(make_model(), reward(0.1), made[2:], [4], **SETTINGS)
+
+
+@pytest.mark.parametrize(("threshold", "agreement", "false_success"), [(0.0, 0.25, 1.0), (9.0, 0.75, 0.0)])
+def test_a_reward_that_always_or_never_fires(threshold, agreement, false_success):
+    made = episodes(make_episode(0, success_at=20), *(make_episode(seed) for seed in (1, 2, 3)))
+    found = replay_agreement(make_model(), reward(threshold), made, [0] * 4, **SETTINGS)
+    assert found.overall.confusion.agreement.rate == agreement
+    assert found.overall.confusion.false_success_rate.rate == false_success
+
+
+def test_a_short_replay_without_success_stays_a_failure_of_the_full_horizon():
+    measurement = Measurement(horizon=16, chunk_length=H)
+    frames = np.zeros((9, IMAGE, IMAGE, 3), dtype=np.uint8)
+    for imagined_first, true_first in [(8, 8), (2, 8), (7, 1)]:
+        measurement.add(Replay("demo", 0, "", frames, frames, np.zeros(8, np.float32), imagined_first, true_first))
+    report = measurement.report().overall
+    assert report.confusion.both_fail == report.confusion.false_success == report.confusion.both_succeed == 1
+    assert report.delay == 6
+    assert report.psnr_by_depth[0] == 100
+    assert torch.tensor(report.psnr_by_depth[1]).isnan()
