@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -28,9 +28,10 @@ C = TypeVar("C", bound=Config)
 def load_config(schema: type[C], path: Path, overrides: Iterable[str] = ()) -> C:
     """Read `path`, apply `key.sub=value` overrides (values are YAML) and validate against `schema`.
 
-    A file may name another, relative to itself, under `extends`; its own keys win. Raises UserError in one line.
+    A file may name another, relative to itself, under `extends`; its own keys win. Other relative paths in a file are
+    relative to it too; those in overrides are relative to the working directory. Raises UserError in one line.
     """
-    raw = _read(path)
+    raw = _read(path, schema)
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
@@ -74,7 +75,7 @@ def first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[st
     return None
 
 
-def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read(path: Path, schema: type[BaseModel], seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: expected a YAML config file, found none")
     if path.resolve() in seen:
@@ -87,9 +88,25 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected a mapping of keys at the top, found {type(raw).__name__}")
     parent = raw.pop("extends", None)
+    _anchor(raw, schema, path.parent)
     if parent is None:
         return raw
-    return merge(_read(path.parent / str(parent), (*seen, path.resolve())), raw)
+    return merge(_read(path.parent / str(parent), schema, (*seen, path.resolve())), raw)
+
+
+def _anchor(raw: dict[str, Any], schema: type[BaseModel], folder: Path) -> None:
+    """Take relative paths in `raw` from `folder`.
+
+    They are written relative to the working directory where they lie below it: a checkout that was moved can then
+    still continue its runs, whose folders keep the config.
+    """
+    for key, field in schema.model_fields.items():
+        value, section = raw.get(key), _section(schema, key)
+        if isinstance(value, dict) and section is not None:
+            _anchor(value, section, folder)
+        elif isinstance(value, str) and Path in (field.annotation, *get_args(field.annotation)):
+            path = (folder / value).resolve()
+            raw[key] = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _parse(text: str, override: str) -> Any:
@@ -124,8 +141,15 @@ def _first_problem(schema: type[BaseModel], error: ValidationError) -> str:
 
 def _fields_at(schema: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     for part in loc:
-        field = schema.model_fields.get(str(part))
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        section = _section(schema, str(part))
+        if section is None:
             return []
-        schema = field.annotation
+        schema = section
     return list(schema.model_fields)
+
+
+def _section(schema: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """The model under a key that holds one, or one or nothing."""
+    field = schema.model_fields.get(key)
+    candidates = (field.annotation, *get_args(field.annotation)) if field else ()
+    return next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)), None)

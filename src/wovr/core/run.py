@@ -1,7 +1,7 @@
 """The run folder: its config, which stages are done, and the ledger of rollouts in the true simulator.
 
 runs/NAME/config.yaml     the whole config; opening the folder with another one is an error
-          manifest.json   {format, wovr, seed, stages: {name: {seconds, summary}}}
+          manifest.json   {format, wovr, seed, stages: {name: {finished, seconds, summary}}}
           ledger.jsonl    one line per batch of true rollouts: {key, purpose, stage, episodes, steps}
           sft/ …          what each stage writes
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import importlib.metadata
 import os
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -87,13 +88,17 @@ class RunFolder:
         return name in self._manifest["stages"]
 
     def stages(self) -> dict[str, dict[str, Any]]:
-        """{name: {seconds, summary}} of every complete stage, in order of completion."""
+        """{name: {finished, seconds, summary}} of every complete stage; `finished` is in seconds since 1970."""
         return dict(self._manifest["stages"])
 
     def mark_done(self, name: str, seconds: float, summary: Mapping[str, Any]) -> None:
         """Record a stage as complete, after its artifacts are in place. `summary` must be JSON."""
         assert self._lock is not None, "a run folder opened with `read` is not written"
-        self._manifest["stages"][name] = {"seconds": round(seconds, 3), "summary": dict(summary)}
+        self._manifest["stages"][name] = {
+            "finished": round(time.time(), 3),
+            "seconds": round(seconds, 3),
+            "summary": dict(summary),
+        }
         write_json(self.path / "manifest.json", self._manifest)
 
     def add_rollouts(self, purpose: str, *, episodes: int, steps: int, stage: str, key: str) -> None:

@@ -31,10 +31,20 @@ def names_of(store: EpisodeStore, purpose: str) -> list[str]:
     return [name for name in store.names if store.info(name).purpose == purpose]
 
 
-def load_split(store: EpisodeStore, purpose: str, held_out: float) -> tuple[list[Episode], list[tuple[str, Episode]]]:
-    """Whole episodes of one purpose: the training ones, and (name, episode) of the held-out ones."""
-    names = names_of(store, purpose)
-    if not names:
-        raise UserError(f"{store.folder}: expected episodes of purpose '{purpose}', found none; collect them first")
-    train, held = split(names, held_out)
+def training_data(
+    store: EpisodeStore, held_out: float, *, demonstrations: bool, rounds: int = 0
+) -> tuple[list[Episode], list[tuple[str, Episode]]]:
+    """What codec, reward and world model train on, and the held-out (name, episode) that judge them.
+
+    Collected rollouts, those of the first `rounds` refinement rounds and, if asked for, the demonstrations, which are
+    true rollouts that were paid for already. Raises UserError where nothing was collected.
+    """
+    train: list[str] = names_of(store, DEMONSTRATIONS) if demonstrations else []
+    held: list[str] = []
+    for purpose in [COLLECT, *(refine_purpose(number) for number in range(1, rounds + 1))]:
+        names = names_of(store, purpose)
+        if not names:
+            raise UserError(f"{store.folder}: expected episodes of purpose '{purpose}', found none; collect them first")
+        more, more_held = split(names, held_out)
+        train, held = train + more, held + more_held
     return [store.read(name) for name in train], [(name, store.read(name)) for name in held]

@@ -13,6 +13,7 @@ from wovr.core.dist import Dist
 from wovr.core.log import RunLog
 from wovr.core.run import RunFolder
 from wovr.core.train import TrainConfig
+from wovr.core.types import Episode
 from wovr.dit.context import ContextConfig
 from wovr.dit.model import DiTConfig
 from wovr.envs.tabletop import Tabletop, TabletopConfig
@@ -25,6 +26,7 @@ from wovr.policy.small import SmallVLAConfig
 from wovr.reward.calibrate import CalibrationConfig
 from wovr.reward.classifier import RewardClassifierConfig
 from wovr.reward.labels import LabelConfig
+from wovr.stages.data import training_data
 from wovr.stages.latents import WorldLossConfig
 from wovr.stages.policy_update import UpdateConfig
 
@@ -52,6 +54,8 @@ class CollectConfig(Config):
     """Above 1 so that near-misses, which the world model must get right, abound."""
     held_out: float = Field(0.1, gt=0, lt=1)
     """Share kept from all training: validation, calibration and the hallucination measures use it."""
+    demonstrations: bool = True
+    """Whether codec, reward and world model train on the demonstrations too."""
 
 
 class CodecStageConfig(Config):
@@ -89,8 +93,6 @@ class WorldStageConfig(Config):
     train: TrainConfig = TrainConfig(
         steps=1500, batch_size=32, lr=3e-4, warmup_steps=100, schedule="cosine", ema_decay=0.999, validate_every=500
     )
-    demonstrations: bool = True
-    """Whether the demonstrations' videos are trained on too; they are true rollouts that were paid for already."""
 
 
 class RLConfig(Config):
@@ -165,6 +167,11 @@ class Workplace:
     def simulator(self) -> Tabletop:
         """A fresh true simulator."""
         return Tabletop(self.experiment.simulator)
+
+    def training_data(self, rounds: int = 0) -> tuple[list[Episode], list[tuple[str, Episode]]]:
+        """See `wovr.stages.data.training_data`."""
+        collect = self.experiment.collect
+        return training_data(self.episodes(), collect.held_out, demonstrations=collect.demonstrations, rounds=rounds)
 
     def episodes(self) -> EpisodeStore:
         """The run's episodes as they are on disk now."""

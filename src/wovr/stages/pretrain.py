@@ -8,10 +8,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import torch
 from pydantic import Field
 
-from wovr.codec.conv import CodecBatches, CodecDataConfig, ConvCodec, ConvCodecConfig, codec_loss
+from wovr.codec.conv import CodecDataConfig, ConvCodec, ConvCodecConfig
 from wovr.core.checkpoint import save_model, write_json
 from wovr.core.config import Config
 from wovr.core.dist import Dist
@@ -26,6 +25,7 @@ from wovr.flow.schedule import FlowConfig
 from wovr.imagine.load import load_codec, save_dit
 from wovr.stages.latents import LatentEpisodes, WorldBatches, WorldLossConfig, world_loss
 from wovr.stages.play import play_episodes
+from wovr.stages.train_codec import fit_codec
 
 
 class PretrainConfig(Config):
@@ -60,31 +60,20 @@ def run(config: PretrainConfig, folder: Path, log: RunLog, dist: Dist) -> None:
     episodes = play_episodes(config.episodes, config.steps, seed=config.seed, log=log)
     codec_path, dit_path = folder / "codec.safetensors", folder / "dit.safetensors"
     if not codec_path.is_file():
-        _train_codec(config, episodes[: config.codec_episodes], codec_path, log, dist)
+        seed_everything(config.seed)
+        codec = fit_codec(
+            ConvCodec(config.codec),
+            [episode.frames_THWC for episode in episodes[: config.codec_episodes]],
+            config.codec_data,
+            config.codec_train,
+            seed=config.seed,
+            folder=folder,
+            log=log,
+            dist=dist,
+        )
+        save_model(codec_path, codec, config.codec)
     _train_dit(config, episodes, load_codec(codec_path).eval(), dit_path, log, dist)
     write_json(folder / "card.json", _card(config, [codec_path, dit_path]))
-
-
-def _train_codec(config: PretrainConfig, episodes: list[Episode], path: Path, log: RunLog, dist: Dist) -> None:
-    seed_everything(config.seed)
-    frames = [episode.frames_THWC for episode in episodes]
-    batches = CodecBatches(
-        frames,
-        config.codec_data,
-        channels=config.codec.channels,
-        batch_size=config.codec_train.batch_size,
-        seed=config.seed,
-    )
-    codec = ConvCodec(config.codec)
-    result = fit(
-        codec, codec_loss, batches.at, config.codec_train, dist=dist, folder=path.parent, log=log, name="codec"
-    )
-    trained = result.model
-    assert isinstance(trained, ConvCodec)
-    sample = torch.cat([batches.at(-1 - i)["frames_BFHWC"] for i in range(8)])
-    trained.calibrate(trained.encode_groups(sample))
-    save_model(path, trained, config.codec)
-    result.state.unlink()
 
 
 def _train_dit(

@@ -8,11 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from wovr.core.types import Episode
 from wovr.imagine.load import BANK, CODEC, DIT, REWARD, load_codec, load_dit, load_reward, newest
 from wovr.kir.bank import KeyframeBank
 from wovr.stages import keyframes
-from wovr.stages.data import COLLECT, DEMONSTRATIONS, load_split, names_of, refine_purpose, split
+from wovr.stages.data import names_of, refine_purpose, split
 from wovr.stages.experiment import Workplace
 from wovr.stages.rl import IMAGINATION, train_policy
 from wovr.stages.sft import load_policy
@@ -77,12 +76,8 @@ def _round(place: Workplace, number: int) -> dict[str, Any]:
 
 def _refine_models(place: Workplace, number: int, before: Path, folder: Path) -> dict[str, Any]:
     """Reward first, since the world model's validation is agreement about success."""
-    config, store = place.experiment, place.episodes()
-    train: list[Episode] = []
-    held: list[tuple[str, Episode]] = []
-    for purpose in [COLLECT, *(refine_purpose(r) for r in range(1, number + 1))]:
-        more, more_held = load_split(store, purpose, config.collect.held_out)
-        train, held = train + more, held + more_held
+    config = place.experiment
+    train, held = place.training_data(rounds=number)
     codec = load_codec(place.run.path / CODEC).eval()
     steps = {"steps": config.refine.reward_steps}
     summary = {
@@ -96,8 +91,6 @@ def _refine_models(place: Workplace, number: int, before: Path, folder: Path) ->
             folder / REWARD,
         )
     }
-    if config.world_model.demonstrations:
-        train += [store.read(name) for name in names_of(store, DEMONSTRATIONS)]
     settings = config.world_model.train.model_copy(update={"steps": config.refine.world_steps})
     dit, _, _ = load_dit(before / DIT)
     reward = load_reward(folder / REWARD)

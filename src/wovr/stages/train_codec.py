@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from wovr.codec.conv import CodecBatches, ConvCodec, codec_loss
+from wovr.codec.conv import CodecBatches, CodecDataConfig, ConvCodec, codec_loss
 from wovr.core.checkpoint import save_model
+from wovr.core.dist import Dist
 from wovr.core.errors import UserError
+from wovr.core.log import RunLog
 from wovr.core.seed import seed_everything
 from wovr.core.train import TrainConfig, fit
 from wovr.core.types import Frames
 from wovr.imagine.load import CODEC, load_codec
 from wovr.metrics.video import psnr
-from wovr.stages.data import COLLECT, load_split
-from wovr.stages.experiment import CodecStageConfig, Workplace
+from wovr.stages.experiment import Workplace
 
 CALIBRATION_BATCHES = 8
 
@@ -23,11 +25,20 @@ CALIBRATION_BATCHES = 8
 def run(place: Workplace) -> dict[str, Any]:
     """Write `world_model/codec.safetensors`; the summary holds its PSNR on held-out frames."""
     config = place.experiment.codec
-    train, held = load_split(place.episodes(), COLLECT, place.experiment.collect.held_out)
+    train, held = place.training_data()
     seed_everything(place.experiment.seed)
     codec = load_codec(config.pretrained) if config.pretrained else ConvCodec(config.model)
     if config.train:
-        codec = fit_codec(place, codec, [episode.frames_THWC for episode in train], config, config.train)
+        codec = fit_codec(
+            codec,
+            [episode.frames_THWC for episode in train],
+            config.data,
+            config.train,
+            seed=place.experiment.seed,
+            folder=place.run.folder("world_model"),
+            log=place.log,
+            dist=place.dist,
+        )
     elif not config.pretrained:
         raise UserError("key 'codec.train': expected training settings for a codec from scratch, found none")
     save_model(place.run.path / CODEC, codec, codec.config)
@@ -35,16 +46,21 @@ def run(place: Workplace) -> dict[str, Any]:
 
 
 def fit_codec(
-    place: Workplace, codec: ConvCodec, frames: list[Frames], config: CodecStageConfig, train: TrainConfig
+    codec: ConvCodec,
+    frames: list[Frames],
+    data: CodecDataConfig,
+    settings: TrainConfig,
+    *,
+    seed: int,
+    folder: Path,
+    log: RunLog,
+    dist: Dist,
 ) -> ConvCodec:
-    """Train on `frames` and calibrate; also used by pretraining's card test."""
-    batches = CodecBatches(
-        frames, config.data, channels=codec.channels, batch_size=train.batch_size, seed=place.experiment.seed
-    )
-    folder = place.run.folder("world_model")
-    result = fit(codec, codec_loss, batches.at, train, dist=place.dist, folder=folder, log=place.log, name="codec")
+    """Train on `frames` and calibrate; pretraining calls this too."""
+    batches = CodecBatches(frames, data, channels=codec.channels, batch_size=settings.batch_size, seed=seed)
+    result = fit(codec, codec_loss, batches.at, settings, dist=dist, folder=folder, log=log, name="codec")
     assert isinstance(result.model, ConvCodec)
-    sample = torch.cat([batches.at(train.steps + i)["frames_BFHWC"] for i in range(CALIBRATION_BATCHES)])
+    sample = torch.cat([batches.at(settings.steps + i)["frames_BFHWC"] for i in range(CALIBRATION_BATCHES)])
     result.model.calibrate(result.model.encode_groups(sample))
     result.state.unlink(missing_ok=True)
     return result.model

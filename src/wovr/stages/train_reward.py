@@ -19,7 +19,6 @@ from wovr.metrics.success import first_success
 from wovr.reward.calibrate import Calibration, calibrate
 from wovr.reward.classifier import RewardClassifier, reward_loss
 from wovr.reward.labels import LabelledFrames
-from wovr.stages.data import COLLECT, load_split
 from wovr.stages.experiment import Workplace
 from wovr.stages.train_codec import reconstruct
 
@@ -27,7 +26,7 @@ from wovr.stages.train_codec import reconstruct
 def run(place: Workplace) -> dict[str, Any]:
     """Write `reward/classifier.safetensors`; the summary holds what it gets wrong on held-out episodes."""
     config = place.experiment
-    train, held = load_split(place.episodes(), COLLECT, config.collect.held_out)
+    train, held = place.training_data()
     seed_everything(config.seed)
     model = RewardClassifier(config.reward.model)
     codec = load_codec(place.run.path / CODEC).eval()

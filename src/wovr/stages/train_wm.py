@@ -17,7 +17,6 @@ from wovr.dit.model import ActionDiT
 from wovr.imagine.load import CODEC, DIT, REWARD, load_codec, load_dit, load_reward, save_dit
 from wovr.imagine.world_model import WorldModel, for_inference
 from wovr.reward.classifier import RewardClassifier
-from wovr.stages.data import COLLECT, DEMONSTRATIONS, load_split, names_of
 from wovr.stages.experiment import Workplace
 from wovr.stages.hallucination import replay_agreement
 from wovr.stages.latents import LatentEpisodes, WorldBatches, world_loss
@@ -27,10 +26,8 @@ VALIDATION_EPISODES = 60
 
 def run(place: Workplace) -> dict[str, Any]:
     """Write `world_model/dit.safetensors`; the summary holds the open-loop validation on held-out episodes."""
-    config, store = place.experiment, place.episodes()
-    train, held = load_split(store, COLLECT, config.collect.held_out)
-    if config.world_model.demonstrations:
-        train += [store.read(name) for name in names_of(store, DEMONSTRATIONS)]
+    config = place.experiment
+    train, held = place.training_data()
     seed_everything(config.seed)
     codec = load_codec(place.run.path / CODEC).eval()
     settings = config.world_model
@@ -108,8 +105,11 @@ def validation(
         batch_size=64,
         seed=place.experiment.seed,
     )
+    confusion = report.overall.confusion
     return {
-        "agreement": report.overall.agreement.rate,
-        "false_success": report.overall.false_success_rate.rate,
-        "false_failure": report.overall.false_failure_rate.rate,
+        "agreement": confusion.agreement.rate,
+        "false_success": confusion.false_success_rate.rate,
+        "false_failure": confusion.false_failure_rate.rate,
+        "psnr_first_chunk": report.overall.psnr_by_depth[0],
+        "psnr_last_chunk": report.overall.psnr_by_depth[-1],
     }

@@ -1,0 +1,150 @@
+"""The stages in order: what each needs, and how one is run, skipped or continued in a run folder.
+
+Their modules are imported when they run, so that the command line can describe them without loading torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wovr.core.errors import UserError
+
+if TYPE_CHECKING:
+    from wovr.stages.experiment import Experiment, Workplace
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step of the method."""
+
+    command: str
+    """The command that runs it; one command may run several stages."""
+    module: str
+    """Its `run(place) -> summary` does the work."""
+    needs: tuple[str, ...]
+    """Stages that must be done before."""
+    reads: str
+    """What it reads of the run folder, for people."""
+    writes: str
+    """What it adds to the run folder, for people."""
+
+
+STAGES: dict[str, Stage] = {
+    "sft": Stage("sft", "wovr.stages.sft", (), "-", "episodes, sft"),
+    "collect": Stage("collect", "wovr.stages.collect", ("sft",), "sft", "episodes"),
+    "codec": Stage("train-wm", "wovr.stages.train_codec", ("collect",), "episodes", "world_model/codec"),
+    "reward": Stage("train-wm", "wovr.stages.train_reward", ("codec",), "episodes, world_model/codec", "reward"),
+    "world_model": Stage(  # after the reward, since its validation is agreement about success
+        "train-wm", "wovr.stages.train_wm", ("reward",), "episodes, world_model/codec, reward", "world_model/dit"
+    ),
+    "keyframes": Stage("rl", "wovr.stages.keyframes", ("world_model",), "episodes, world_model, reward", "keyframes"),
+    "rl": Stage("rl", "wovr.stages.rl", ("keyframes",), "sft, world_model, reward, keyframes", "rl"),
+    "refine": Stage("refine", "wovr.stages.refine", ("rl",), "all of the above", "episodes, refine/round_N"),
+    "eval": Stage("eval", "wovr.stages.evaluate", ("sft",), "sft, rl, refine", "eval"),
+    "hallucination": Stage(
+        "eval", "wovr.stages.hallucination", ("world_model",), "episodes, world_model, refine", "hallucination"
+    ),
+    "report": Stage("report", "wovr.stages.report", ("eval",), "all of the above", "report"),
+}
+"""In the order in which `wovr run` runs them."""
+
+
+def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
+    """The experiment in a YAML file, with `key=value` overrides. UserError in one line."""
+    from wovr.core.config import load_config
+    from wovr.stages.experiment import Experiment
+
+    return load_config(Experiment, path, overrides)
+
+
+@contextmanager
+def open_workplace(
+    experiment: Experiment, path: Path, *, plain: bool = False, wandb: str | None = None
+) -> Iterator[Workplace]:
+    """Make or continue the run folder `path`. `plain` prints lines instead of bars; `wandb` names a project.
+
+    A new run reads the headers of its pretrained files first, and does not find out an hour later that one is missing.
+    """
+    from wovr.core.checkpoint import read_header
+    from wovr.core.dist import Dist
+    from wovr.core.log import RunLog
+    from wovr.core.run import RunFolder
+    from wovr.stages.experiment import Workplace
+
+    if not path.exists():
+        for pretrained in filter(None, (experiment.codec.pretrained, experiment.world_model.pretrained)):
+            read_header(pretrained)
+    dist = Dist()
+    with (
+        RunFolder.open(path, experiment.model_dump(mode="json")) as run,
+        closing(RunLog(path, plain=plain, wandb_project=wandb, active=dist.is_main)) as log,
+    ):
+        yield Workplace(experiment, run, log, dist)
+
+
+def run_all(place: Workplace) -> None:
+    """Every stage that is not done yet, and the report."""
+    _run_stages(place, list(STAGES))
+
+
+def run_command(place: Workplace, command: str) -> None:
+    """The stages of one command. Only the first must have all that it needs: evaluation measures what there is."""
+    _run_stages(place, [name for name, stage in STAGES.items() if stage.command == command])
+
+
+def run_stage(place: Workplace, name: str) -> None:
+    """Run one stage, unless it is done and nothing before it is newer. UserError where what it needs is not done."""
+    done, missing = place.run.stages(), _missing(place, name)
+    if missing:
+        command = STAGES[missing].command
+        raise UserError(
+            f"{place.run.path}: {name}: expected stage '{missing}' to be done, found it is not; "
+            f"run `wovr {command} CONFIG` first"
+        )
+    if name != "report" and _up_to_date(done, name):
+        place.log.info(f"{name}: done {duration(time.time() - done[name]['finished'])} ago, skipped")
+        return
+    began = time.monotonic()
+    summary = importlib.import_module(STAGES[name].module).run(place)
+    seconds = time.monotonic() - began
+    place.run.mark_done(name, seconds, summary)
+    place.log.info(f"{name}: done in {duration(seconds)}")
+
+
+def duration(seconds: float) -> str:
+    """For people: `40 s`, `12 min`, `1 h 05 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _run_stages(place: Workplace, names: list[str]) -> None:
+    for name in names:
+        missing = _missing(place, name)
+        if missing and name != names[0]:
+            place.log.info(f"{name}: left out, it needs `wovr {STAGES[missing].command} CONFIG` first")
+        else:
+            run_stage(place, name)
+
+
+def _missing(place: Workplace, name: str) -> str | None:
+    """The first stage, in their order, that must be done before `name` and is not."""
+    for need in STAGES[name].needs:
+        if not place.run.stage_done(need):
+            return _missing(place, need) or need
+    return None
+
+
+def _up_to_date(done: Mapping[str, Any], name: str) -> bool:
+    """Whether a stage is done, and after all stages before it: evaluation is repeated once there is a newer policy."""
+    if name not in done:
+        return False
+    earlier = [*STAGES][: [*STAGES].index(name)]
+    return all(done[stage]["finished"] <= done[name]["finished"] for stage in earlier if stage in done)
