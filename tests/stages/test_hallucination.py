@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.imagine.worlds import IMAGE, A, H, FakeReward, make_model
+from tests.imagine.worlds import IMAGE, A, FakeReward, H, make_model
 from wovr.core.errors import UserError
 from wovr.core.types import Episode
-from wovr.stages.hallucination import Measurement, Replay, replay, replay_agreement
+from wovr.stages.hallucination import Measurement, keyframe_step, replay_agreement
+from wovr.stages.replay import Replay, load_replays, replay, save_replays
 
 SETTINGS = {"horizon": 24, "batch_size": 4, "seed": 3}
 
@@ -97,3 +98,21 @@ def test_a_short_replay_without_success_stays_a_failure_of_the_full_horizon():
     assert report.delay == 6
     assert report.psnr_by_depth[0] == 100
     assert torch.tensor(report.psnr_by_depth[1]).isnan()
+
+
+def test_keyframes_lie_before_success_with_whole_chunks_ahead():
+    def steps_of(episode):
+        return {keyframe_step(episode, H, 2 * H, seed=0, number=number) for number in range(60)}
+
+    assert steps_of(make_episode(0, 48)) == {8, 16, 24, 32}
+    assert steps_of(make_episode(0, 48, success_at=16)) == {8, 16}  # o_16 is not yet a success, o_17 is
+    assert steps_of(make_episode(0, 48, success_at=15)) == {8}
+    assert steps_of(make_episode(0, 16)) == {0}
+
+
+def test_replays_survive_the_disk(tmp_path):
+    made = list(replay(make_model(), reward(0.1), episodes(make_episode(0)), [8], **SETTINGS))
+    save_replays(tmp_path / "replays.safetensors", made)
+    (back,) = load_replays(tmp_path / "replays.safetensors")
+    for name in Replay.__slots__:
+        np.testing.assert_array_equal(getattr(back, name), getattr(made[0], name))

@@ -4,140 +4,38 @@ Both worlds start from the same frames and take the same actions, open loop, so 
 model's. Rollouts from first frames and from keyframes are judged apart, and so are the base world model and the one
 that PACE refined.
 
-Legend: N replays, T replayed env steps, H chunk length, A action dims; images are height x width x 3.
+Legend: N replays, T env steps of the horizon.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from wovr.core.checkpoint import write_json
 from wovr.core.errors import UserError
-from wovr.core.types import Episode, Frames
-from wovr.envs.chunked import TrajectoryKey
-from wovr.imagine.world import ImaginedWorld
+from wovr.core.seed import stream
+from wovr.core.types import Episode
+from wovr.imagine.load import CODEC, DIT, REWARD, load_reward, load_world_model, newest
 from wovr.imagine.world_model import WorldModel
-from wovr.kir.mine import FIRST_FRAME, start_state
+from wovr.kir.mine import FIRST_FRAME
 from wovr.metrics.hallucination import HallucinationReport, measure_hallucination
-from wovr.metrics.success import first_success
 from wovr.metrics.video import psnr
 from wovr.reward.base import RewardModel
+from wovr.stages.data import COLLECT, names_of, refine_purpose, split
+from wovr.stages.experiment import Workplace
+from wovr.stages.replay import OUTCOMES, Replay, replay, save_replays
 
-KEYFRAME = "keyframe"
-"""Kind of every start that is not a first frame."""
-ROLLOUT = 2**32 - 1
-"""Number of the rollout that keys the noise of replays: no update reaches it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """One sequence of recorded actions in both worlds. Frame 0 is the start; frame t + 1 follows action t."""
-
-    episode: str
-    step: int
-    """Where the replay starts in the episode."""
-    instruction: str
-    imagined_THWC: Frames
-    """(T + 1, height, width, 3)."""
-    true_THWC: Frames
-    probability_T: NDArray[np.float32]
-    """Success probability of the imagined frames after each action."""
-    imagined_first: int
-    """Index of the frame that completes success in imagination; T where there is none."""
-    true_first: int
-    """The same in the recording, where one frame is enough."""
-
-    @property
-    def kind(self) -> str:
-        """Kind of start."""
-        return KEYFRAME if self.step else FIRST_FRAME
-
-    @property
-    def outcome(self) -> str:
-        """A field of `wovr.metrics.hallucination.Confusion`."""
-        steps = len(self.probability_T)
-        imagined, true = self.imagined_first < steps, self.true_first < steps
-        if imagined == true:
-            return "both_succeed" if true else "both_fail"
-        return "false_success" if imagined else "false_failure"
-
-
-def replay(
-    model: WorldModel,
-    reward: RewardModel,
-    episodes: Sequence[tuple[Episode, str]],
-    start_steps: Sequence[int],
-    *,
-    horizon: int,
-    batch_size: int,
-    seed: int,
-) -> Iterator[Replay]:
-    """Replay each (episode, name) in imagination from the frame at the step beside it.
-
-    A replay takes whole chunks of recorded actions, at most `horizon` steps. Starts with less than a chunk left, or
-    after the first success, are left out. The noise depends on the place in the list, not on `batch_size`.
-    """
-    world = ImaginedWorld(model, reward, horizon)
-    cuts = []
-    for i, ((episode, name), step) in enumerate(zip(episodes, start_steps, strict=True)):
-        steps = min(horizon, len(episode) - step) // world.chunk_length * world.chunk_length
-        if steps > 0 and not episode.success_T[:step].any():
-            cuts.append(_Cut(episode, name, step, steps, TrajectoryKey(seed, ROLLOUT, i)))
-    for first in range(0, len(cuts), batch_size):
-        yield from _replay_batch(world, cuts[first : first + batch_size])
-
-
-@dataclass(frozen=True, slots=True)
-class _Cut:
-    """`steps` actions of an episode from frame `step` on."""
-
-    episode: Episode
-    name: str
-    step: int
-    steps: int
-    key: TrajectoryKey
-
-
-def _replay_batch(world: ImaginedWorld, cuts: Sequence[_Cut]) -> Iterator[Replay]:
-    H = world.chunk_length
-    states = [start_state(cut.episode, cut.name, cut.step, KEYFRAME, world.model.context.memory_frames) for cut in cuts]
-    chunk = world.reset(states, [cut.key for cut in cuts])
-    frames = [[frames_THWC] for frames_THWC in chunk.frames_BTHWC]
-    probabilities: list[list[NDArray[np.float32]]] = [[] for _ in cuts]
-    running = list(range(len(cuts)))
-    for t in range(0, max(cut.steps for cut in cuts), H):
-        left = [row for row, i in enumerate(running) if cuts[i].steps > t]
-        if len(left) < len(running):
-            world.keep(left)
-            running = [running[row] for row in left]
-        starts = [cuts[i].step + t for i in running]
-        chunk = world.step(
-            np.stack([cuts[i].episode.actions_TA[start : start + H] for i, start in zip(running, starts, strict=True)])
-        )
-        for row, i in enumerate(running):
-            frames[i].append(chunk.frames_BTHWC[row])
-            probabilities[i].append(chunk.probability_BT[row])
-    for i, cut in enumerate(cuts):
-        yield _compare(cut, np.concatenate(frames[i]), np.concatenate(probabilities[i]), world)
-
-
-def _compare(cut: _Cut, imagined_THWC: Frames, probability_T: NDArray[np.float32], world: ImaginedWorld) -> Replay:
-    stop = cut.step + cut.steps
-    return Replay(
-        episode=cut.name,
-        step=cut.step,
-        instruction=cut.episode.instruction,
-        imagined_THWC=imagined_THWC,
-        true_THWC=cut.episode.frames_THWC[cut.step : stop + 1],
-        probability_T=probability_T,
-        imagined_first=int(first_success(probability_T[None], world.threshold, world.hold)[0]),
-        true_first=int(first_success(cut.episode.success_T[None, cut.step : stop], threshold=0.5)[0]),
-    )
+SUMMARY = Path("hallucination/summary.json")
+EXAMPLES = Path("hallucination/examples.safetensors")
+MAX_EXAMPLES = 6
+BATCH = 64
 
 
 class Measurement:
@@ -185,3 +83,101 @@ def replay_agreement(
     for one in replay(model, reward, episodes, start_steps, horizon=horizon, batch_size=batch_size, seed=seed):
         measurement.add(one)
     return measurement.report()
+
+
+def run(place: Workplace) -> dict[str, Any]:
+    """Write `hallucination/summary.json` and a few examples; return agreement and false success.
+
+    Both are keyed by world model (`base`, and `pace` after refinement) and by the purpose of the held-out episodes.
+    """
+    held = _held_out(place)
+    worlds = _worlds(place.run.path)
+    found: dict[str, dict[str, HallucinationReport]] = {}
+    with place.log.progress("hallucination", len(worlds) * sum(map(len, held.values()))) as bar:
+        for world, folder in worlds.items():
+            model = load_world_model(place.run.path / CODEC, folder / DIT, place.dist.device)
+            reward = load_reward(folder / REWARD, place.dist.device)
+            examples: dict[str, list[Replay]] = {outcome: [] for outcome in OUTCOMES}  # those of the newest world stay
+            found[world] = {}
+            for purpose, episodes in held.items():
+                report = found[world][purpose] = _measure(place, model, reward, episodes, examples)
+                bar.advance(len(episodes), agreement=report.overall.confusion.agreement.rate)
+    save_replays(place.run.path / EXAMPLES, _in_turn(list(examples.values()))[:MAX_EXAMPLES])
+    write_json(
+        place.run.path / SUMMARY,
+        {world: {purpose: report.to_dict() for purpose, report in of.items()} for world, of in found.items()},
+    )
+    return {world: {purpose: _headline(report) for purpose, report in of.items()} for world, of in found.items()}
+
+
+def _worlds(run: Path) -> dict[str, Path]:
+    """Folders of the base world model and, where there is one, of the last that refinement made."""
+    last = newest(run, DIT).parents[1]
+    return {"base": run} if last == run else {"base": run, "pace": last}
+
+
+def _held_out(place: Workplace) -> dict[str, list[tuple[Episode, str]]]:
+    """Held-out (episode, name) by purpose: those of the collection and of every refinement round so far."""
+    store, config = place.episodes(), place.experiment
+    held: dict[str, list[tuple[Episode, str]]] = {}
+    for purpose in [COLLECT, *map(refine_purpose, range(1, config.refine.rounds + 1))]:
+        _, names = split(names_of(store, purpose), config.collect.held_out)
+        if names:
+            held[purpose] = [(store.read(name), name) for name in names]
+    if not held:
+        raise UserError(f"{store.folder}: expected held-out episodes of purpose '{COLLECT}', found none")
+    return held
+
+
+def _measure(
+    place: Workplace,
+    model: WorldModel,
+    reward: RewardModel,
+    episodes: list[tuple[Episode, str]],
+    examples: dict[str, list[Replay]],
+) -> HallucinationReport:
+    """Each episode from its first frame, and from one later frame where it has one that can serve."""
+    config = place.experiment
+    measurement = Measurement(config.simulator.horizon, model.chunk_length)
+    later = [
+        (one, step)
+        for i, one in enumerate(episodes)
+        if (step := keyframe_step(one[0], model.chunk_length, config.keyframes.min_steps_left, config.seed, i))
+    ]
+    first = [(one, 0) for one in episodes]
+    for starts, horizon in ((first, config.simulator.horizon), (later, config.rl.keyframe_steps)):
+        chosen, steps = [one for one, _ in starts], [step for _, step in starts]
+        horizon = min(horizon, config.simulator.horizon)
+        for one in replay(model, reward, chosen, steps, horizon=horizon, batch_size=BATCH, seed=config.seed):
+            measurement.add(one)
+            if one.kind == FIRST_FRAME and len(examples[one.outcome]) < MAX_EXAMPLES:
+                examples[one.outcome].append(one)
+    return measurement.report()
+
+
+def keyframe_step(episode: Episode, chunk_length: int, min_steps_left: int, seed: int, number: int) -> int:
+    """A step at random from which to replay episode `number`; 0 where none is before success and early enough.
+
+    One per episode, so that the rates' intervals count independent rollouts. Successes and failures alike, unlike
+    mined keyframes, so that both kinds of error can be seen. Whole chunks on: a hold is not cut off at the end.
+    """
+    last = len(episode) - min_steps_left
+    if episode.success:
+        last = min(last, int(episode.success_T.argmax()))
+    steps = np.arange(chunk_length, last + 1, chunk_length)
+    return int(stream(seed, "replay-starts", number).choice(steps)) if len(steps) else 0
+
+
+def _in_turn(lists: list[list[Replay]]) -> list[Replay]:
+    """The first of every list, then the second of every list, and so on."""
+    return [one for row in itertools.zip_longest(*lists) for one in row if one is not None]
+
+
+def _headline(report: HallucinationReport) -> dict[str, Any]:
+    return {
+        kind: {
+            "agreement": start.confusion.agreement.to_dict(),
+            "false_success_rate": start.confusion.false_success_rate.to_dict(),
+        }
+        for kind, start in report.by_start.items()
+    }
