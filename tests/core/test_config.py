@@ -45,6 +45,38 @@ def test_extends_is_relative_and_own_keys_win(tmp_path: Path) -> None:
     assert load_config(Outer, path) == Outer(steps=5, inner=Inner(rate=0.9, names=("b",)))
 
 
+class Files(Config):
+    weights: Path | None = None
+    """File."""
+    inner: Inner | None = None
+    """Section that may be absent."""
+
+
+class Nested(Config):
+    part: Files = Files()
+    """Section."""
+
+
+def test_relative_paths_are_taken_from_the_file_that_states_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "configs" / "ablations").mkdir(parents=True)
+    base = write(tmp_path / "configs" / "base.yaml", "part: {weights: ../data/w.bin}\n")
+    top = write(tmp_path / "configs" / "ablations" / "top.yaml", "extends: ../base.yaml\n")
+    monkeypatch.chdir(tmp_path)
+    for path in (base, top, base.relative_to(tmp_path)):
+        assert load_config(Nested, path).part.weights == Path("data/w.bin"), "one spelling, whatever names the config"
+    assert load_config(Nested, base, ["part.weights=mine.bin"]).part.weights == Path("mine.bin")
+    assert load_config(Nested, base, ["part.weights=null"]).part.weights is None
+    monkeypatch.chdir(tmp_path / "configs")
+    assert load_config(Nested, base).part.weights == tmp_path / "data" / "w.bin"
+
+
+def test_a_section_that_may_be_absent_still_names_its_keys(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown key 'inner\.rte'; did you mean 'rate'"):
+        load_config(Files, write(tmp_path / "c.yaml", "inner: {rte: 1}"))
+
+
 def test_saved_config_reads_back_equal(tmp_path: Path) -> None:
     config = Outer(inner=Inner(rate=1e-5, names=("b", "c")))
     save_config(config, tmp_path / "c.yaml")

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def test_a_stage_stays_done(tmp_path: Path) -> None:
         (run.folder("refine/round_1/rl") / "policy").touch()
     with RunFolder.open(path, CONFIG) as run:
         assert run.stage_done("sft") and not run.stage_done("rl")
-        assert run.stages() == {"sft": {"seconds": 12.346, "summary": {"success": 0.4}}}
+        now = pytest.approx(time.time(), abs=60)
+        assert run.stages() == {"sft": {"finished": now, "seconds": 12.346, "summary": {"success": 0.4}}}
         assert run.config == CONFIG
     manifest = json.loads((path / "manifest.json").read_text())
     assert manifest["format"] == 1 and manifest["seed"] == 3 and manifest["wovr"]
