@@ -1,0 +1,198 @@
+"""`wovr COMMAND CONFIG [key=value ...]`. Names and flags are frozen: new knobs go into the config.
+
+What loads torch is imported inside the commands, so that `wovr --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from wovr.core.errors import UserError
+from wovr.stages.pipeline import STAGES, load_experiment, open_workplace, run_all, run_command
+from wovr_cli.result import print_result
+
+if TYPE_CHECKING:
+    from wovr.stages.experiment import Workplace
+
+HELP = """
+Improve a robot's vision-language-action policy by reinforcement learning inside a learned video world model (WoVR).
+
+A base policy is fitted to a few demonstrations and rolled out some hundred times in the true simulator. From these
+rollouts a video world model and a success classifier are trained. The policy then improves by masked GRPO in
+imagination alone, from first frames and from keyframes of its own failures. A few more true rollouts bring the world
+model back to the better policy (PACE), and RL goes on. Success is measured in the true simulator at the end, and so
+is what the world model hallucinates.
+
+Every stage reads what earlier ones wrote in the run folder and adds its own part. A stage that is done is skipped;
+one that was interrupted goes on where it stopped.
+"""
+
+EXAMPLES = """
+Examples:
+
+\b
+  wovr demo                            everything, on two CPU cores
+  wovr run configs/tabletop.yaml seed=1 --run runs/seed1
+                                       the same from another seed
+  wovr rl configs/tabletop.yaml        one step, after those before it
+  wovr report configs/tabletop.yaml    one HTML file of what there is so far
+"""
+
+COMMANDS = {
+    "sft": "Fit the base policy to a few demonstrations per task.",
+    "collect": "Roll the base policy out in the true simulator, and record it.",
+    "train-wm": "Train codec, success classifier and world model on the episodes.",
+    "rl": "Mine keyframes, then improve the policy in imagination.",
+    "refine": "PACE: more true rollouts, a better world model, and RL again.",
+    "eval": "Measure true success, and what the world model hallucinates.",
+    "report": "Write one HTML file about the run, and its numbers as JSON.",
+}
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, as configs/tabletop.yaml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values over those of the file, as rl.updates=60.")
+]
+RunPath = Annotated[
+    Path | None, typer.Option("--run", metavar="PATH", help="Run folder.", show_default="runs/<name of the config>")
+]
+Plain = Annotated[bool, typer.Option("--plain", help="Print lines instead of progress bars.")]
+Wandb = Annotated[str | None, typer.Option(metavar="PROJECT", help="Log to wandb too; offline where there is no key.")]
+
+
+def _overview() -> str:
+    rows = [("stage", "reads", "writes"), *((name, stage.reads, stage.writes) for name, stage in STAGES.items())]
+    table = "\n".join(f"  {name:15}{reads:37}{writes}" for name, reads, writes in rows)
+    return f"In the run folder:\n\n\b\n{table}\n{EXAMPLES}"  # \b: keep these lines as they are
+
+
+class Commands(TyperGroup):
+    """Ends every command in the same way: 0, 2 for what a user can mend, 130 when interrupted."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            print(f"wovr: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            print("wovr: interrupted; the same command goes on where it stopped", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    help=HELP,
+    epilog=_overview(),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def packaged(name: str) -> Path:
+    """A file that ships with wovr, such as `configs/tabletop.yaml`: in this package, or in the checkout around it."""
+    package = Path(__file__).resolve().parent
+    for root in (package, package.parents[1]):
+        if (root / name).is_file():
+            return root / name
+    raise UserError(f"{package / name}: expected a file that ships with wovr, found none; install wovr again")
+
+
+@contextmanager
+def _workplace(
+    config: Path, overrides: list[str] | None, run: Path | None, plain: bool, wandb: str | None
+) -> Iterator[Workplace]:
+    experiment = load_experiment(config, overrides or ())
+    with open_workplace(experiment, run or Path("runs") / config.stem, plain=plain, wandb=wandb) as place:
+        yield place
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"wovr {importlib.metadata.version('wovr')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    run: Annotated[Path, typer.Option(metavar="PATH", help="Run folder.")] = Path("runs/demo"),
+    plain: Plain = False,
+    wandb: Wandb = None,
+) -> None:
+    """Run everything at the size of two CPU cores."""
+    with _workplace(packaged("configs/tabletop.yaml"), overrides, run, plain, wandb) as place:
+        run_all(place)
+        print_result(place.run)
+
+
+@app.command(name="run")
+def run_(
+    config: ConfigFile, overrides: Overrides = None, run: RunPath = None, plain: Plain = False, wandb: Wandb = None
+) -> None:
+    """Run all stages in order, from where the run folder stands."""
+    with _workplace(config, overrides, run, plain, wandb) as place:
+        run_all(place)
+        print_result(place.run)
+
+
+def _add(name: str, help_text: str) -> None:
+    @app.command(name=name, help=help_text)
+    def command(
+        config: ConfigFile, overrides: Overrides = None, run: RunPath = None, plain: Plain = False, wandb: Wandb = None
+    ) -> None:
+        with _workplace(config, overrides, run, plain, wandb) as place:
+            run_command(place, name)
+
+
+for _name, _help in COMMANDS.items():
+    _add(_name, _help)
+
+
+@app.command()
+def pretrain(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(metavar="PATH", help="Folder of the weights and their card.")] = Path(
+        "data/pretrained"
+    ),
+    plain: Plain = False,
+    wandb: Wandb = None,
+) -> None:
+    """Make the pretrained codec and world model, from undirected play.
+
+    Those that ship with wovr are made by configs/pretrain.yaml, in some hours on two CPU cores.
+    """
+    from wovr.core.config import load_config
+    from wovr.core.dist import Dist
+    from wovr.core.log import RunLog
+    from wovr.stages import pretrain as stage
+
+    settings, dist = load_config(stage.PretrainConfig, config, overrides or ()), Dist()
+    log = RunLog(Path("runs/pretrain"), plain=plain, wandb_project=wandb, active=dist.is_main)
+    stage.run(settings, out, log, dist)
+    log.close()
+
+
+def main() -> None:
+    """The console script."""
+    app()

@@ -1,0 +1,44 @@
+"""What a finished run came to, on one screen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from wovr.stages.pipeline import duration
+
+if TYPE_CHECKING:
+    from wovr.core.run import RunFolder
+
+POLICIES = {"base": "base policy", "imagination": "after RL in imagination", "pace": "after PACE"}
+
+
+def print_result(run: RunFolder) -> None:
+    """Success of each policy, true rollouts by purpose, time, and where the report lies."""
+    stages = run.stages()
+    console = Console(highlight=False)
+    console.print(success_table(stages["eval"]["summary"]))
+    spent = (f"{purpose} {total['episodes']}" for purpose, total in run.ledger().items())
+    console.print(f"True rollouts: {', '.join(spent)}")
+    console.print(f"Time: {duration(sum(stage['seconds'] for stage in stages.values()))} for all stages")
+    console.print(f"Report: {run.path / 'report'}", soft_wrap=True)
+
+
+def success_table(evaluation: dict[str, Any]) -> Table:
+    """One row per policy of `eval`'s summary: rate, Wilson interval, paired difference to the base in points."""
+    table = Table(title="Success in the true simulator")
+    for column in ("policy", "success", "95 % interval", "episodes", "against base"):
+        table.add_column(column, justify="left" if column == "policy" else "right")
+    for policy, title in POLICIES.items():
+        if policy in evaluation:
+            found, paired = evaluation[policy], evaluation.get(f"{policy}_minus_base")
+            gain = f"{100 * paired['difference']:+.1f} points" if paired else ""
+            table.add_row(title, f"{100 * found['rate']:.1f} %", _interval(found["ci95"]), str(found["n"]), gain)
+    return table
+
+
+def _interval(ci95: list[float]) -> str:
+    low, high = (100 * end for end in ci95)
+    return f"{low:.1f} to {high:.1f}"

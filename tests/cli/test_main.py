@@ -1,0 +1,163 @@
+"""The command line from outside: help, exit codes, one line per error."""
+
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+from wovr_cli.main import COMMANDS, app
+
+from wovr.stages.pipeline import STAGES
+
+COMMANDS_WITH_CONFIG = [*COMMANDS, "run"]
+
+
+def wovr(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def one_line(result: Result) -> str:
+    assert result.exit_code == 2 and result.stdout == "", result.output
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("wovr: "), result.stderr
+    return lines[0]
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "mine.yaml"
+    path.write_text("seed: 3\n")
+    return path
+
+
+@pytest.fixture
+def stages_run(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """Stages that do nothing but note (name, seed, updates of their experiment)."""
+    ran: list[tuple[str, int, int]] = []
+    for name, stage in STAGES.items():
+        fake = types.ModuleType(stage.module)
+
+        def run(place, name=name):
+            ran.append((name, place.experiment.seed, place.experiment.rl.updates))
+            rate = {"rate": 0.5, "successes": 1, "n": 2, "ci95": [0.1, 0.9]}
+            paired = {"difference": 0.25, "ci95": [0.1, 0.4]}
+            return {"base": rate, "pace": rate, "pace_minus_base": paired} if name == "eval" else {}
+
+        fake.run = run  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, stage.module, fake)
+    return ran
+
+
+def test_help_shows_every_command_and_stage_without_loading_torch() -> None:
+    script = (
+        "import sys\nfrom wovr_cli.main import main\nsys.argv = ['wovr', '--help']\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0, end.code\n"
+        "assert 'torch' not in sys.modules, 'torch was loaded'\n"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    for command in [*COMMANDS_WITH_CONFIG, "demo", "pretrain"]:
+        assert re.search(rf"^  {command} ", found.stdout, re.MULTILINE), command
+    for name, stage in STAGES.items():
+        assert re.search(rf"^    {name} .*{stage.writes}$", found.stdout, re.MULTILINE), name
+    lines = found.stdout.splitlines()[1:]
+    assert all(len(line) <= 79 and "..." not in line for line in lines), "cut or wrapped in a terminal"
+
+
+@pytest.mark.parametrize("command", COMMANDS_WITH_CONFIG)
+def test_commands_share_their_flags(command: str) -> None:
+    found = wovr(command, "--help")
+    assert found.exit_code == 0
+    assert set(re.findall(r"--[a-z]+", found.stdout)) == {"--run", "--plain", "--wandb", "--help"}
+
+
+def test_every_stage_belongs_to_a_command() -> None:
+    assert {stage.command for stage in STAGES.values()} == set(COMMANDS)
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"wovr \d+\.\d+\.\d+\n", wovr("--version").stdout)
+
+
+def test_unknown_key_is_one_line(config: Path) -> None:
+    assert one_line(wovr("run", config, "rl.upates=3")) == (
+        f"wovr: {config}: unknown key 'rl.upates'; did you mean 'updates'?"
+    )
+    assert not (config.parent / "runs").exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS_WITH_CONFIG)
+def test_missing_config_is_one_line(command: str, tmp_path: Path) -> None:
+    assert "none.yaml: expected a YAML config file, found none" in one_line(wovr(command, tmp_path / "none.yaml"))
+
+
+def test_missing_pretrained_file_is_found_before_anything_is_written(config: Path) -> None:
+    assert "gone.safetensors" in one_line(wovr("run", config, "codec.pretrained=gone.safetensors"))
+    assert not (config.parent / "runs").exists()
+
+
+def test_usage_errors_exit_with_2(config: Path) -> None:
+    for arguments in (["run"], ["rl", config, "--updates", "3"], ["dance"]):
+        found = wovr(*arguments)
+        assert found.exit_code == 2 and "Error" in found.stderr and "Traceback" not in found.output
+
+
+def test_overrides_and_run_folder(config: Path, stages_run: list) -> None:
+    assert wovr("sft", config, "rl.updates=7", "--plain").exit_code == 0
+    assert wovr("sft", config, "seed=9", "--run", "elsewhere").exit_code == 0
+    assert stages_run == [("sft", 3, 7), ("sft", 9, 40)]
+    assert (config.parent / "runs/mine/manifest.json").exists() and (config.parent / "elsewhere/config.yaml").exists()
+
+
+def test_another_config_in_the_same_folder_is_refused(config: Path, stages_run: list) -> None:
+    wovr("sft", config)
+    line = one_line(wovr("sft", config, "rl.updates=7"))
+    assert "key 'rl.updates': expected 40" in line and "found 7" in line
+    assert len(stages_run) == 1
+
+
+def test_train_wm_and_rl_run_their_stages_in_order(config: Path, stages_run: list) -> None:
+    for command in ("sft", "collect", "train-wm", "rl"):
+        assert wovr(command, config).exit_code == 0
+    assert [name for name, *_ in stages_run] == ["sft", "collect", "codec", "reward", "world_model", "keyframes", "rl"]
+
+
+def test_run_ends_with_the_result(config: Path, stages_run: list) -> None:
+    found = wovr("run", config)
+    assert found.exit_code == 0, found.output
+    assert [name for name, *_ in stages_run] == list(STAGES)
+    assert "after PACE" in found.stdout and "50.0 %" in found.stdout and "+25.0 points" in found.stdout
+    assert "runs/mine/report" in found.stdout
+
+
+def test_demo_is_the_packaged_config(config: Path, stages_run: list) -> None:
+    overrides = ["codec.pretrained=null", "world_model.pretrained=null", "seed=5"]
+    assert wovr("demo", *overrides).exit_code == 0
+    assert [(name, seed) for name, seed, _ in stages_run] == [(name, 5) for name in STAGES]
+    assert (config.parent / "runs/demo/manifest.json").exists()
+
+
+def test_interrupt_says_how_to_go_on(config: Path, stages_run: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(place):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["wovr.stages.collect"], "run", interrupted)
+        found = wovr("run", config)
+    assert found.exit_code == 130
+    assert "wovr: interrupted; the same command goes on where it stopped" in found.stderr
+    assert "Traceback" not in found.output
+    again = wovr("run", config)
+    assert again.exit_code == 0 and [name for name, *_ in stages_run] == list(STAGES)
+
+
+def test_an_internal_error_is_not_hidden(config: Path, stages_run: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(place):
+        raise AssertionError("invariant")
+
+    monkeypatch.setattr(sys.modules["wovr.stages.sft"], "run", broken)
+    assert isinstance(wovr("sft", config).exception, AssertionError)

@@ -1,0 +1,111 @@
+"""The order of stages, with stages that only note that they ran."""
+
+import json
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from wovr.core.errors import UserError
+from wovr.stages import pipeline
+from wovr.stages.experiment import Experiment, Workplace
+from wovr.stages.pipeline import STAGES, Stage, duration, open_workplace, run_all, run_command, run_stage
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """a -> b -> c, where d needs a alone, shares its command with e, and e needs c."""
+    names: list[str] = []
+
+    def stage(name: str, command: str, *needs: str) -> Stage:
+        module = types.ModuleType(f"fake_{name}")
+        module.run = lambda place: names.append(name) or {"by": name}  # type: ignore[attr-defined, func-returns-value]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        return Stage(command, module.__name__, needs, "-", "-")
+
+    table = {
+        "a": stage("a", "make-a"),
+        "b": stage("b", "make-b", "a"),
+        "c": stage("c", "make-c", "b"),
+        "d": stage("d", "look", "a"),
+        "e": stage("e", "look", "c"),
+        "report": stage("report", "report", "d"),
+    }
+    monkeypatch.setattr(pipeline, "STAGES", table)
+    return names
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Workplace]:
+    with open_workplace(Experiment(), tmp_path / "run", plain=True) as workplace:
+        yield workplace
+
+
+def test_the_table_is_an_order() -> None:
+    for position, stage in enumerate(STAGES.values()):
+        assert all([*STAGES].index(need) < position for need in stage.needs)
+
+
+def test_all_stages_once_then_only_the_report(ran: list[str], place: Workplace) -> None:
+    run_all(place)
+    run_all(place)
+    assert ran == ["a", "b", "c", "d", "e", "report", "report"]
+    manifest = json.loads((place.run.path / "manifest.json").read_text())
+    assert manifest["stages"]["b"]["summary"] == {"by": "b"} and manifest["stages"]["b"]["seconds"] >= 0
+
+
+def test_a_failed_stage_is_not_done_and_goes_on(
+    ran: list[str], place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(place: Workplace) -> dict:
+        raise UserError("disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["fake_b"], "run", fails)
+        with pytest.raises(UserError, match="disk"):
+            run_all(place)
+    assert ran == ["a"] and not place.run.stage_done("b")
+    run_all(place)
+    assert ran == ["a", "b", "c", "d", "e", "report"]
+
+
+def test_done_stages_survive_the_process(ran: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for _ in range(2):
+        with open_workplace(Experiment(), tmp_path / "run", plain=True) as place:
+            run_stage(place, "a")
+    assert ran == ["a"]
+    assert "a: done 0 s ago, skipped" in capsys.readouterr().err
+
+
+def test_what_must_come_first_is_named(ran: list[str], place: Workplace) -> None:
+    with pytest.raises(UserError, match=r"c: expected stage 'a' to be done.*run `wovr make-a CONFIG` first"):
+        run_command(place, "make-c")
+    run_command(place, "make-a")
+    with pytest.raises(UserError, match=r"expected stage 'b' .* `wovr make-b CONFIG`"):
+        run_command(place, "make-c")
+    assert ran == ["a"]
+
+
+def test_a_command_measures_what_there_is(ran: list[str], place: Workplace, capsys: pytest.CaptureFixture) -> None:
+    run_command(place, "make-a")
+    run_command(place, "look")
+    assert ran == ["a", "d"]
+    assert "e: left out, it needs `wovr make-b CONFIG` first" in capsys.readouterr().err
+
+
+def test_a_measure_is_repeated_once_something_before_it_is_newer(ran: list[str], place: Workplace) -> None:
+    for command in ("make-a", "look", "look"):
+        run_command(place, command)
+    assert ran == ["a", "d"]
+    run_command(place, "make-b")
+    run_command(place, "look")
+    assert ran == ["a", "d", "b", "d"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (61, "1 min"), (3599, "1 h 00 min"), (3900, "1 h 05 min")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
