@@ -69,7 +69,7 @@ Wandb = Annotated[str | None, typer.Option(metavar="PROJECT", help="Log to wandb
 
 def _overview() -> str:
     rows = [("stage", "reads", "writes"), *((name, stage.reads, stage.writes) for name, stage in STAGES.items())]
-    table = "\n".join(f"  {name:15}{reads:37}{writes}" for name, reads, writes in rows)
+    table = "\n".join(f"  {name:15}{reads:36}{writes}" for name, reads, writes in rows)
     return f"In the run folder:\n\n\b\n{table}\n{EXAMPLES}"  # \b: keep these lines as they are
 
 
@@ -100,12 +100,8 @@ app = typer.Typer(
 
 
 def packaged(name: str) -> Path:
-    """A file that ships with wovr, such as `configs/tabletop.yaml`: in this package, or in the checkout around it."""
-    package = Path(__file__).resolve().parent
-    for root in (package, package.parents[1]):
-        if (root / name).is_file():
-            return root / name
-    raise UserError(f"{package / name}: expected a file that ships with wovr, found none; install wovr again")
+    """A file that ships with wovr, such as `configs/tabletop.yaml`: linked in a checkout, copied into a wheel."""
+    return Path(__file__).parent / name
 
 
 @contextmanager

@@ -1,0 +1,42 @@
+# Everything that this repository can do, from a fresh clone. The first target that needs it makes .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test lint format pretrained clean
+.DEFAULT_GOAL := help
+
+help: ## Show this.
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+demo: .venv/installed ## Train a policy in imagination on two CPU cores; the report is in runs/demo/report.
+	$(BIN)/wovr demo
+
+test: .venv/installed ## Run the tests, every stage at toy size included.
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+lint: .venv/installed ## Check style, types and who imports whom.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/installed ## Mend what can be mended without a person.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+pretrained: .venv/installed ## Make data/pretrained anew; takes hours.
+	$(BIN)/wovr pretrain configs/pretrain.yaml --out data/pretrained
+
+clean: ## Remove .venv and caches; runs/ stays.
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "expected Python 3.11 or newer, found $$($(PYTHON) -V 2>&1); choose another: make PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo "expected Python with venv, found none; install it: apt install python3-venv" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
