@@ -14,7 +14,7 @@ from wovr.codec.conv import (
 )
 from wovr.core.errors import UserError
 
-TINY = ConvCodecConfig(channels=6, width=16, blocks=1)
+TINY = ConvCodecConfig(channels=6, frame_width=8, group_width=32, blocks=1)
 
 
 def moving_squares(episodes: int, frames: int = 13, size: int = 32) -> list[np.ndarray]:

@@ -20,7 +20,7 @@ from wovr.reward.classifier import RewardClassifier, RewardClassifierConfig
 
 
 def write_codec(path, channels=4):
-    config = ConvCodecConfig(channels=channels, width=8, blocks=1)
+    config = ConvCodecConfig(channels=channels, frame_width=4, group_width=16, blocks=1)
     save_model(path, ConvCodec(config), config)
 
 

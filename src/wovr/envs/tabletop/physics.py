@@ -18,7 +18,7 @@ from wovr.envs.tabletop.scene import BLOCK_HALF, NUM_BLOCKS, SETTLED_RADIUS, TAB
 STATE_SIZE = 4 + 3 * NUM_BLOCKS
 """Gripper x, y, half gap, held block (-1 for none); then x, y, angle of each block. Plates do not move."""
 
-REACH = 4.0
+REACH = 3.0
 """Table units that the gripper moves per step at full command."""
 HAND_LOW, HAND_HIGH = (8.0, 6.0), (TABLE - 8.0, TABLE - 6.0)
 """Corners of the box that the gripper's centre stays in."""
