@@ -62,16 +62,21 @@ def test_first_latent_is_the_still_group_and_groups_do_not_see_each_other(codec:
 
 
 def test_decoder_keeps_frames_in_order_and_pixels_in_place(codec: ConvCodec) -> None:
-    """The patches of the decoder's output land where the encoder's input took them."""
-    frames = frames_of(1, 4).float()
-    seen: list[torch.Tensor] = []
-    codec.encoder = torch.nn.Sequential(torch.nn.Conv2d(192, 192, 1))
-    codec.encoder[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    codec._latents(frames.to(torch.uint8))
-    codec.decoder = torch.nn.Sequential(torch.nn.Conv2d(192, 192, 1))
-    torch.nn.init.dirac_(codec.decoder[0].weight)
-    torch.nn.init.zeros_(codec.decoder[0].bias)
-    torch.testing.assert_close(codec._pixels(seen[0]) * 127.5 + 127.5, frames)
+    """With every network the identity, what the encoder folds the decoder unfolds to the same picture."""
+    frames = frames_of(1, 4)
+    width = 3 * 4 * 4
+    for name, channels in (
+        ("frame_encoder", width),
+        ("frame_decoder", width),
+        ("group_encoder", 16 * width),
+        ("group_decoder", 16 * width),
+    ):
+        identity = torch.nn.Conv2d(channels, channels, 1, bias=False)
+        torch.nn.init.dirac_(identity.weight)
+        setattr(codec, name, identity)
+    latents = codec._latents(frames)
+    assert latents.shape == (1, 16 * width, frames.shape[2] // 8, frames.shape[3] // 8)
+    torch.testing.assert_close(codec._pixels(latents) * 127.5 + 127.5, frames.float())
 
 
 def test_calibration_gives_unit_latents_and_changes_no_picture(codec: ConvCodec) -> None:
@@ -190,9 +195,9 @@ def test_noise_is_relative_so_growing_latents_do_not_escape_it(codec: ConvCodec)
     batch = batches(4).at(0)
     before = codec(batch["frames_BFHWC"], batch["noise_BChw"])
     with torch.no_grad():
-        codec.encoder[-1].weight.mul_(8)
-        codec.encoder[-1].bias.mul_(8)
-        codec.decoder[0].weight.div_(8)
+        codec.group_encoder[-1].weight.mul_(8)
+        codec.group_encoder[-1].bias.mul_(8)
+        codec.group_decoder[0].weight.div_(8)
     torch.testing.assert_close(codec(batch["frames_BFHWC"], batch["noise_BChw"]), before, atol=1e-5, rtol=1e-4)
 
 
