@@ -23,6 +23,7 @@ from wovr.dit.model import ActionDiT, DiTConfig
 from wovr.episodes.windows import WindowConfig
 from wovr.flow.schedule import FlowConfig
 from wovr.imagine.load import load_codec, save_dit
+from wovr.imagine.world_model import for_inference
 from wovr.stages.latents import LatentEpisodes, WorldBatches, WorldLossConfig, world_loss
 from wovr.stages.play import play_episodes
 from wovr.stages.train_codec import fit_codec
@@ -72,7 +73,7 @@ def run(config: PretrainConfig, folder: Path, log: RunLog, dist: Dist) -> None:
             dist=dist,
         )
         save_model(codec_path, codec, config.codec)
-    _train_dit(config, episodes, load_codec(codec_path).eval(), dit_path, log, dist)
+    _train_dit(config, episodes, for_inference(load_codec(codec_path)), dit_path, log, dist)
     write_json(folder / "card.json", _card(config, [codec_path, dit_path]))
 
 

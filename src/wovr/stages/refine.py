@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wovr.imagine.load import BANK, CODEC, DIT, REWARD, load_codec, load_dit, load_reward, newest
+from wovr.imagine.world_model import for_inference
 from wovr.kir.bank import KeyframeBank
 from wovr.stages import keyframes
 from wovr.stages.data import names_of, refine_purpose, split
@@ -78,7 +79,7 @@ def _refine_models(place: Workplace, number: int, before: Path, folder: Path) ->
     """Reward first, since the world model's validation is agreement about success."""
     config = place.experiment
     train, held = place.training_data(rounds=number)
-    codec = load_codec(place.run.path / CODEC).eval()
+    codec = for_inference(load_codec(place.run.path / CODEC))
     steps = {"steps": config.refine.reward_steps}
     summary = {
         "reward": train_reward(

@@ -15,6 +15,7 @@ from wovr.core.seed import seed_everything
 from wovr.core.train import TrainConfig, fit
 from wovr.core.types import Episode, Frames
 from wovr.imagine.load import CODEC, REWARD, load_codec
+from wovr.imagine.world_model import for_inference
 from wovr.metrics.success import first_success
 from wovr.reward.calibrate import Calibration, calibrate
 from wovr.reward.classifier import RewardClassifier, reward_loss
@@ -29,7 +30,7 @@ def run(place: Workplace) -> dict[str, Any]:
     train, held = place.training_data()
     seed_everything(config.seed)
     model = RewardClassifier(config.reward.model)
-    codec = load_codec(place.run.path / CODEC).eval()
+    codec = for_inference(load_codec(place.run.path / CODEC))
     held_out = [episode for _, episode in held]
     return train_reward(place, model, codec, train, held_out, config.reward.train, place.run.path / REWARD)
 

@@ -29,7 +29,7 @@ def run(place: Workplace) -> dict[str, Any]:
     config = place.experiment
     train, held = place.training_data()
     seed_everything(config.seed)
-    codec = load_codec(place.run.path / CODEC).eval()
+    codec = for_inference(load_codec(place.run.path / CODEC))
     settings = config.world_model
     if settings.pretrained:
         dit, context, _ = load_dit(settings.pretrained)
@@ -95,7 +95,7 @@ def validation(
     """Open loop from o_0 under recorded actions: agreement about success, false success, PSNR."""
     assert isinstance(dit, ActionDiT)
     config = place.experiment.world_model
-    model = WorldModel(for_inference(codec), for_inference(dit), config.context, config.flow)
+    model = WorldModel(codec, for_inference(dit), config.context, config.flow)
     report = replay_agreement(
         model,
         reward,
