@@ -5,8 +5,21 @@ import pytest
 import torch
 
 from tests.imagine.worlds import IMAGE, A, FakeReward, H, make_model
+from wovr.codec.conv import ConvCodec, ConvCodecConfig
+from wovr.core.checkpoint import read_json, save_model
+from wovr.core.dist import Dist
 from wovr.core.errors import UserError
+from wovr.core.log import RunLog
+from wovr.core.run import RunFolder
 from wovr.core.types import Episode
+from wovr.dit.context import ContextConfig, layout
+from wovr.dit.model import ActionDiT, DiTConfig
+from wovr.episodes.store import EpisodeStore
+from wovr.flow.schedule import FlowConfig
+from wovr.imagine.load import CODEC, DIT, REWARD, save_dit
+from wovr.reward.classifier import RewardClassifier, RewardClassifierConfig
+from wovr.stages import hallucination
+from wovr.stages.experiment import Experiment, Workplace
 from wovr.stages.hallucination import Measurement, keyframe_step, replay_agreement
 from wovr.stages.replay import Replay, load_replays, replay, save_replays
 
@@ -116,3 +129,38 @@ def test_replays_survive_the_disk(tmp_path):
     (back,) = load_replays(tmp_path / "replays.safetensors")
     for name in Replay.__slots__:
         np.testing.assert_array_equal(getattr(back, name), getattr(made[0], name))
+
+
+def write_world(folder, reward_threshold):
+    torch.manual_seed(0)
+    config, context = DiTConfig(width=24, depth=1, heads=2, ffn_width=24, channels=4, action_dim=A), ContextConfig()
+    save_dit(folder / DIT, ActionDiT(config, layout(context, H)), context, FlowConfig(steps=1))
+    classifier = RewardClassifierConfig(
+        channels=8, keypoints=4, text_width=8, hidden_width=16, threshold=reward_threshold
+    )
+    save_model(folder / REWARD, RewardClassifier(classifier), classifier)
+
+
+def test_the_stage_measures_both_worlds_on_held_out_episodes(tmp_path):
+    experiment = Experiment()
+    with RunFolder.open(tmp_path / "run", experiment.model_dump(mode="json")) as run:
+        path = run.path
+        codec = ConvCodecConfig(channels=4, frame_width=8, group_width=16, blocks=1)
+        save_model(path / CODEC, ConvCodec(codec), codec)
+        write_world(path, reward_threshold=1e-6)  # every frame is a success
+        write_world(path / "refine/round_1", reward_threshold=1 - 1e-6)  # none is
+        store = EpisodeStore(run.folder("episodes"))
+        store.append([make_episode(i, 32, success_at=20 if i % 2 else None) for i in range(33)])
+        place = Workplace(experiment, run, RunLog(path, plain=True), Dist())
+        summary = hallucination.run(place)
+        measured = read_json(path / hallucination.SUMMARY)
+        examples = load_replays(path / hallucination.EXAMPLES)
+
+    assert summary["base"]["collect"]["first_frame"]["false_success_rate"]["rate"] == 1
+    assert summary["pace"]["collect"]["first_frame"]["false_success_rate"]["rate"] == 0
+    held = measured["base"]["collect"]["by_start"]["first_frame"]["agreement"]["n"]
+    assert held == 3, "every 11th of 33"
+    assert set(measured["base"]["collect"]["by_start"]) == {"first_frame", "keyframe"}
+    psnr = measured["base"]["collect"]["by_start"]["first_frame"]["psnr_by_depth"]
+    assert psnr[3] is not None and psnr[4:] == [None, None]
+    assert {one.outcome for one in examples} == {"both_fail", "false_failure"}, "those of the newest world"

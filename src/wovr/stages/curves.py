@@ -1,0 +1,114 @@
+"""Learning curves of a run, from the lines of its metrics.jsonl."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from wovr.stages.plots import Series, lines, stacked
+
+Record = Mapping[str, Any]
+LOSSES = {"sft": "Base policy", "codec": "Codec", "reward": "Reward classifier", "world_model": "World model"}
+"""Stages that fit a network, in the order in which they are shown."""
+VALIDATION = {
+    "agreement": "success agrees",
+    "false_success": "false success | true failure",
+    "false_failure": "false failure | true success",
+}
+
+
+def curves(records: Sequence[Record]) -> list[Markup]:
+    """Every curve that there are records for: RL first, then validation, then losses."""
+    found = []
+    rl = rl_records(records)
+    if rl:
+        found += _rl_curves(rl)
+    world = phases(records, "world_model")
+    validated = [[line for line in phase if "validation/agreement" in line] for phase in world]
+    found += [
+        lines(
+            [
+                Series(label, _steps(phase), [line.get(f"validation/{key}") for line in phase])
+                for key, label in VALIDATION.items()
+            ],
+            title=f"World model, held-out replays{_suffix(number)}",
+            x="training step",
+            y="%",
+            percent=True,
+        )
+        for number, phase in enumerate(validated)
+        if phase
+    ]
+    for stage, title in LOSSES.items():
+        series = [
+            Series("first training" if number == 0 else f"PACE round {number}", _steps(phase), _values(phase, "loss"))
+            for number, phase in enumerate(phases(records, stage))
+        ]
+        if series:
+            found.append(lines(series, title=f"{title}: training loss", x="training step", y="loss"))
+    return found
+
+
+def phases(records: Sequence[Record], stage: str) -> list[list[Record]]:
+    """The trainings that logged under one name, each in order of steps.
+
+    A training that starts again at its first logged step is another one, as in refinement; one that goes back less far
+    was resumed, and what it had logged after its checkpoint is replaced.
+    """
+    found: list[list[Record]] = []
+    for line in records:
+        if line["stage"] != stage:
+            continue
+        if not found or line["step"] <= found[-1][0]["step"]:
+            found.append([])
+        found[-1] = [*(old for old in found[-1] if old["step"] < line["step"]), line]
+    return found
+
+
+def rl_records(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Updates of every RL phase: `rl`, then `refine-1/rl` and so on. The last line of an update counts."""
+    found: dict[str, dict[int, Record]] = {}
+    for line in records:
+        if re.fullmatch(r"rl|refine-\d+/rl", line["stage"]):
+            found.setdefault(line["stage"], {})[line["step"]] = line
+    return {stage: [by_step[step] for step in sorted(by_step)] for stage, by_step in found.items()}
+
+
+def _rl_curves(rl: Mapping[str, Sequence[Record]]) -> list[Markup]:
+    """One axis of updates over all phases."""
+    success, entropy = [], []
+    x: list[float] = []
+    dropped: dict[str, list[float]] = {"kept": [], "all failed": [], "all succeeded": []}
+    for stage, phase in rl.items():
+        updates = [len(x) + place for place in range(1, len(phase) + 1)]
+        label = "RL in imagination" if stage == "rl" else f"after PACE {stage.removeprefix('refine-').split('/')[0]}"
+        success.append(Series(label, updates, _values(phase, "success")))
+        entropy.append(Series(label, updates, _values(phase, "entropy")))
+        x += updates
+        for line in phase:
+            failed, succeeded = line["groups_failed"], line["groups_succeeded"]
+            dropped["kept"].append(line["groups"] - failed - succeeded)
+            dropped["all failed"].append(failed)
+            dropped["all succeeded"].append(succeeded)
+    found = [
+        lines(success, title="Imagined success", x="update", y="%", percent=True),
+        stacked(x, dropped, title="Groups: kept, or dropped for want of a signal", x_label="update", y="groups"),
+    ]
+    if any(value is not None for one in entropy for value in one.y):  # an update without a signal has none
+        found.append(lines(entropy, title="Policy entropy per action token", x="update", y="nats"))
+    return found
+
+
+def _steps(phase: Sequence[Record]) -> list[float]:
+    return [line["step"] for line in phase]
+
+
+def _values(phase: Sequence[Record], key: str) -> list[float | None]:
+    return [line.get(key) for line in phase]
+
+
+def _suffix(number: int) -> str:
+    return f", PACE round {number}" if number else ""

@@ -1,0 +1,99 @@
+"""Pictures of replays and keyframes, as bytes that a web page or a README can hold.
+
+Legend: T frames; images are height x width x 3, uint8.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from wovr.core.types import Frames
+from wovr.stages.replay import Replay
+
+STRIP_SCALE = 3
+STRIP_COLUMNS = 6
+GAP = 2
+"""Pixels between panels, before scaling."""
+BAR = 3
+"""Height in pixels of the line below a panel that turns green at success."""
+SUCCESS, WAITING, PAPER = (34, 160, 80), (150, 150, 150), (255, 255, 255)
+MAX_FRAMES = 64
+"""Frames of an animation; longer replays are shown at equal distances in time."""
+FRAME_MS, LAST_MS = 120, 1500
+LOSSLESS_SIDE = 128
+"""Images up to this side are stored without loss: every pixel counts, and they are small anyway."""
+
+
+def strip(replay: Replay) -> Frames:
+    """Truth above, imagination below, at equal distances in time from the first imagined frame to the last."""
+    steps = len(replay.probability_T)
+    columns = np.linspace(min(steps, steps // STRIP_COLUMNS), steps, min(steps, STRIP_COLUMNS)).round().astype(int)
+    rows = [_row(frames_THWC[columns]) for frames_THWC in (replay.true_THWC, replay.imagined_THWC)]
+    gap = np.full((GAP, *rows[0].shape[1:]), PAPER, dtype=np.uint8)
+    return enlarge(np.concatenate([rows[0], gap, rows[1]]), STRIP_SCALE)
+
+
+def animation(replay: Replay) -> bytes:
+    """Truth, imagination and their absolute difference side by side, as an animated WebP at the frames' own size.
+
+    The line below a panel turns green once that world counts success.
+    """
+    frames = len(replay.true_THWC)
+    shown = np.unique(np.linspace(0, frames - 1, min(frames, MAX_FRAMES)).round().astype(int))
+    images = []
+    for t in shown:
+        true, imagined = replay.true_THWC[t], replay.imagined_THWC[t]
+        difference = np.abs(true.astype(np.int16) - imagined).astype(np.uint8)
+        # Frame t follows action t - 1.
+        panels = (
+            _with_bar(true, t > replay.true_first),
+            _with_bar(imagined, t > replay.imagined_first),
+            _with_bar(difference, None),
+        )
+        images.append(Image.fromarray(_row(np.stack(panels))))
+    file = io.BytesIO()
+    images[0].save(
+        file,
+        format="WEBP",
+        save_all=True,
+        append_images=images[1:],
+        duration=[FRAME_MS] * (len(images) - 1) + [LAST_MS],
+        loop=0,
+        lossless=max(replay.true_THWC.shape[1:3]) <= LOSSLESS_SIDE,
+        quality=80,
+    )
+    return file.getvalue()
+
+
+def png(image_HWC: Frames) -> bytes:
+    """One image as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(image_HWC).save(file, format="PNG", optimize=True)
+    return file.getvalue()
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """`content` as the address of an inline image of type `image/<kind>`."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def enlarge(image_HWC: Frames, scale: int) -> Frames:
+    """Every pixel as a square of `scale` x `scale`."""
+    return image_HWC.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def _row(frames_THWC: Frames) -> Frames:
+    """Frames side by side."""
+    padded = np.pad(frames_THWC, ((0, 0), (0, 0), (0, GAP), (0, 0)), constant_values=PAPER[0])
+    return np.concatenate(list(padded), axis=1)[:, :-GAP]
+
+
+def _with_bar(frame_HWC: Frames, success: bool | NDArray[np.bool_] | None) -> Frames:
+    colour = PAPER if success is None else SUCCESS if success else WAITING
+    bar = np.full((BAR, *frame_HWC.shape[1:]), colour, dtype=np.uint8)
+    return np.concatenate([frame_HWC, bar])

@@ -1,0 +1,258 @@
+"""The report of a run: one HTML file that needs nothing else, its numbers as JSON, and a strip for a README.
+
+A part whose stage has not run yet is left out, with a line that says which command makes it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import torch
+import yaml
+from markupsafe import Markup
+
+from wovr.core.checkpoint import read_json, write_atomic, write_json, write_text
+from wovr.core.dist import precision
+from wovr.core.log import read_records
+from wovr.core.run import RunFolder
+from wovr.imagine.load import BANK
+from wovr.kir.bank import KeyframeBank
+from wovr.metrics.success import paired_difference
+from wovr.stages import hallucination
+from wovr.stages.curves import curves
+from wovr.stages.experiment import Workplace
+from wovr.stages.pictures import animation, data_uri, png, strip
+from wovr.stages.pipeline import duration
+from wovr.stages.plots import Series, intervals, lines
+from wovr.stages.replay import Replay, load_replays
+
+REPORT, SUMMARY, STRIP = Path("report/report.html"), Path("report/summary.json"), Path("report/strip.png")
+POLICIES = {"base": "base policy", "imagination": "after RL in imagination", "pace": "after PACE"}
+"""Policies that `eval` measures, in the order in which they are made."""
+WORLDS = {"base": "base world model", "pace": "after PACE"}
+OUTCOMES = {
+    "both_succeed": "both succeed",
+    "both_fail": "both fail",
+    "false_success": "false success: imagined, not true",
+    "false_failure": "false failure: true, not imagined",
+}
+GALLERY = 24
+"""Keyframes shown."""
+
+
+def run(place: Workplace) -> dict[str, Any]:
+    """Write `report/report.html`, `report/summary.json` and, where there are replays, `report/strip.png`."""
+    folder = place.run
+    evaluation = _evaluation(folder.path)
+    measured = _json(folder.path / hallucination.SUMMARY)
+    replays = _replays(folder.path)
+    summary = {
+        "success": {
+            name: {key: found["success"][key] for key in ("rate", "n", "ci95")} for name, found in evaluation.items()
+        },
+        "paired": _paired(evaluation),
+        "ledger": folder.ledger(),
+        "seconds": _seconds(folder),
+        "hallucination": measured,
+    }
+    text = _template().render(
+        name=folder.path.resolve().name,
+        summary=summary,
+        policies=POLICIES,
+        success_plot=_success_plot(evaluation),
+        tasks=_tasks(evaluation),
+        curves=curves(read_records(folder.path / "metrics.jsonl")),
+        hallucination=_hallucination_rows(measured),
+        psnr=_psnr_plots(measured),
+        replays=[_shown(replay) for replay in replays],
+        keyframes=_keyframes(folder.path),
+        config=yaml.safe_dump(folder.config, sort_keys=False),
+        stages={name: json.dumps(stage["summary"], indent=2) for name, stage in folder.stages().items()},
+        provenance=_provenance(folder.config),
+    )
+    write_text(folder.path / REPORT, text)
+    write_json(folder.path / SUMMARY, summary)
+    if replays:
+        _write_bytes(folder.path / STRIP, png(strip(_best(replays))))
+    return {"html": str(REPORT), "bytes": len(text.encode())}
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    write_atomic(path, write)
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=_percent, interval=_interval, duration=duration)
+    return environment.get_template("report.html.j2")
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+
+
+def _interval(ci95: tuple[float, float]) -> str:
+    return f"{100 * ci95[0]:.1f} to {100 * ci95[1]:.1f}"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _evaluation(run: Path) -> dict[str, dict[str, Any]]:
+    """What `eval` wrote, for every policy that it measured."""
+    found = {name: _json(run / "eval" / f"{name}.json") for name in POLICIES}
+    return {name: content for name, content in found.items() if content}
+
+
+def _paired(evaluation: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """{"b_minus_a": paired difference} of every two policies, over the episodes that both have."""
+    outcomes = {
+        name: {(e["task_id"], e["init_id"], e["repeat"]): e["success"] for e in found["episodes"]}
+        for name, found in evaluation.items()
+    }
+    names = list(outcomes)
+    pairs = {}
+    for a, b in ((a, b) for i, a in enumerate(names) for b in names[i + 1 :]):
+        common = [key for key in outcomes[a] if key in outcomes[b]]
+        if common:
+            difference = paired_difference([outcomes[a][key] for key in common], [outcomes[b][key] for key in common])
+            pairs[f"{b}_minus_{a}"] = difference.to_dict()
+    return pairs
+
+
+def _tasks(evaluation: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """{instruction: {policy: rate}}."""
+    tasks: dict[str, dict[str, Any]] = {}
+    for name, found in evaluation.items():
+        for instruction, rate in found["tasks"].items():
+            tasks.setdefault(instruction, {})[name] = rate
+    return tasks
+
+
+def _success_plot(evaluation: Mapping[str, Any]) -> Markup | None:
+    rates = {
+        POLICIES[name]: (found["success"]["rate"], *found["success"]["ci95"]) for name, found in evaluation.items()
+    }
+    return intervals(rates, title="Success with 95 % intervals") if rates else None
+
+
+def _seconds(folder: RunFolder) -> dict[str, float]:
+    """Per stage, without the report itself, and `total`."""
+    seconds = {name: stage["seconds"] for name, stage in folder.stages().items() if name != "report"}
+    return {**seconds, "total": round(sum(seconds.values()), 3)}
+
+
+def _hallucination_rows(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per world model, purpose of the replayed episodes and kind of start."""
+    return [
+        {"world": WORLDS[world], "purpose": purpose, "start": kind.replace("_", " "), **found}
+        for world, by_purpose in measured.items()
+        for purpose, report in by_purpose.items()
+        for kind, found in report["by_start"].items()
+    ]
+
+
+def _psnr_plots(measured: Mapping[str, Any]) -> list[Markup]:
+    """One plot per purpose: world models by colour, keyframes dashed."""
+    purposes = dict.fromkeys(purpose for by_purpose in measured.values() for purpose in by_purpose)
+    return [
+        lines(
+            [
+                Series(
+                    f"{WORLDS[world]}, {kind.replace('_', ' ')}",
+                    range(1, len(found["psnr_by_depth"]) + 1),
+                    found["psnr_by_depth"],
+                    dashed=kind == "keyframe",
+                    colour=list(WORLDS).index(world),
+                )
+                for world, by_purpose in measured.items()
+                for kind, found in by_purpose.get(purpose, {"by_start": {}})["by_start"].items()
+            ],
+            title=f"PSNR by depth, actions of {purpose}",
+            x="imagined chunk",
+            y="dB",
+        )
+        for purpose in purposes
+    ]
+
+
+def _replays(run: Path) -> list[Replay]:
+    path = run / hallucination.EXAMPLES
+    return load_replays(path) if path.is_file() else []
+
+
+def _best(replays: list[Replay]) -> Replay:
+    """A replay in which both succeed, if there is one: it shows the whole task."""
+    return next((replay for replay in replays if replay.outcome == "both_succeed"), replays[0])
+
+
+def _shown(replay: Replay) -> dict[str, str]:
+    """Address and caption of an animation."""
+    steps = len(replay.probability_T)
+    times = [
+        f"{world} after {first + 1} steps" if first < steps else f"{world} never"
+        for world, first in (("true", replay.true_first), ("imagined", replay.imagined_first))
+    ]
+    return {
+        "source": data_uri(animation(replay), "webp"),
+        "instruction": replay.instruction,
+        "outcome": replay.outcome,
+        "label": OUTCOMES[replay.outcome],
+        "times": f"Success: {', '.join(times)}",
+        "origin": f"{replay.episode}, from step {replay.step}",
+    }
+
+
+def _keyframes(run: Path) -> list[dict[str, Any]]:
+    """A gallery for every bank of the run, those of refinement after the first."""
+    rounds = sorted((run / "refine").glob("round_*"), key=lambda folder: (len(folder.name), folder.name))
+    banks = {"Failures of the base policy": run / BANK}
+    banks |= {f"Failures in PACE {folder.name.replace('_', ' ')}": folder / BANK for folder in rounds}
+    galleries = []
+    for name, path in banks.items():
+        if path.is_file():
+            bank = KeyframeBank.load(path)
+            starts = bank.keyframes.starts
+            chosen = np.unique(np.linspace(0, len(starts) - 1, min(len(starts), GALLERY)).round().astype(int))
+            shown = [{"source": data_uri(png(starts[i].memory_MHWC[-1]), "png"), "start": starts[i]} for i in chosen]
+            galleries.append({"name": name, "reasons": bank.reasons(), "shown": shown})
+    return galleries
+
+
+def _provenance(config: Mapping[str, Any]) -> dict[str, str]:
+    """What made the run, and the machine that this report was made on."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        processor = models[0] if models else processor
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "wovr": importlib.metadata.version("wovr"),
+        "seed": str(config.get("seed")),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": f"{processor}, {os.cpu_count()} cores",
+        "GPU": device,
+        "precision": precision("auto"),
+        "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    }
