@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import signal
 import time
@@ -67,7 +68,9 @@ def in_child(work: Callable[[], None]) -> int:
 def test_kill_at_random_moments_loses_no_finished_batch(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     finished = 0
-    for _ in range(25):
+    for attempt in itertools.count():
+        if attempt >= 25 and finished:
+            break
         read_end, write_end = os.pipe()
 
         def write_forever(acknowledge: int = write_end) -> None:
@@ -78,7 +81,7 @@ def test_kill_at_random_moments_loses_no_finished_batch(tmp_path: Path) -> None:
 
         child = in_child(write_forever)
         os.close(write_end)
-        time.sleep(rng.uniform(0.0, 0.06))
+        time.sleep(rng.uniform(0.0, 0.06) * (1 + attempt // 25))  # a busy machine gets more time
         os.kill(child, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         with os.fdopen(read_end, "rb") as acknowledged:
@@ -86,7 +89,6 @@ def test_kill_at_random_moments_loses_no_finished_batch(tmp_path: Path) -> None:
         stored = assert_intact(tmp_path)
         assert stored in (finished, finished + BATCH)  # killed between the rename and the acknowledgement
         finished = stored
-    assert finished > 0
 
 
 @pytest.mark.parametrize("moment", ["write_bytes", "fsync", "replace"])

@@ -101,11 +101,10 @@ def test_recordings_hold_what_the_policy_saw(starts):
         assert np.array_equal(video[::H][:3], batch.frames_NCHWC[n])
 
 
-@pytest.mark.parametrize(
-    ("horizon", "max_chunks", "steps", "chunks"), [(24, 2, 16, 2), (20, None, 20, 3), (24, 9, 24, 3)]
-)
-def test_truncation(starts, horizon, max_chunks, steps, chunks):
-    batch = rollout(make_world(horizon), FakePolicy(), starts, seed=1, max_chunks=max_chunks, record=True)
+@pytest.mark.parametrize(("horizon", "limit", "steps", "chunks"), [(24, 16, 16, 2), (20, None, 20, 3), (24, 72, 24, 3)])
+def test_truncation(starts, horizon, limit, steps, chunks):
+    limits = None if limit is None else [limit] * len(starts)
+    batch = rollout(make_world(horizon), FakePolicy(), starts, seed=1, limits=limits, record=True)
     assert batch.probability_NT.shape == (4, steps) and batch.chunk_mask_NC.shape == (4, chunks)
     assert (batch.steps_N == steps).all() and (batch.success_step_N == steps).all()
     assert len(batch.recordings[0].frames_THWC) == steps + 1
