@@ -12,22 +12,24 @@ from wovr.stages.pipeline import duration
 if TYPE_CHECKING:
     from wovr.core.run import RunFolder
 
-POLICIES = {"base": "base policy", "imagination": "after RL in imagination", "pace": "after PACE"}
-
 
 def print_result(run: RunFolder) -> None:
     """Success of each policy, true rollouts by purpose, time, and where the report lies."""
+    from wovr.stages.report import REPORT
+
     stages = run.stages()
     console = Console(highlight=False)
     console.print(success_table(stages["eval"]["summary"]))
     spent = (f"{purpose} {total['episodes']}" for purpose, total in run.ledger().items())
     console.print(f"True rollouts: {', '.join(spent)}")
     console.print(f"Time: {duration(sum(stage['seconds'] for stage in stages.values()))} for all stages")
-    console.print(f"Report: {run.path / 'report'}", soft_wrap=True)
+    console.print(f"Report: {run.path / REPORT}", soft_wrap=True)
 
 
 def success_table(evaluation: dict[str, Any]) -> Table:
     """One row per policy of `eval`'s summary: rate, Wilson interval, paired difference to the base in points."""
+    from wovr.stages.report import POLICIES
+
     table = Table(title="Success in the true simulator")
     for column in ("policy", "success", "95 % interval", "episodes", "against base"):
         table.add_column(column, justify="left" if column == "policy" else "right")

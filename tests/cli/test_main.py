@@ -1,9 +1,10 @@
 """The command line from outside: help, exit codes, one line per error."""
 
+import functools
+import importlib
 import re
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -38,17 +39,15 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def stages_run(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
     """Stages that do nothing but note (name, seed, updates of their experiment)."""
     ran: list[tuple[str, int, int]] = []
+
+    def run(place, name):
+        ran.append((name, place.experiment.seed, place.experiment.rl.updates))
+        rate = {"rate": 0.5, "successes": 1, "n": 2, "ci95": [0.1, 0.9]}
+        paired = {"difference": 0.25, "ci95": [0.1, 0.4]}
+        return {"base": rate, "pace": rate, "pace_minus_base": paired} if name == "eval" else {}
+
     for name, stage in STAGES.items():
-        fake = types.ModuleType(stage.module)
-
-        def run(place, name=name):
-            ran.append((name, place.experiment.seed, place.experiment.rl.updates))
-            rate = {"rate": 0.5, "successes": 1, "n": 2, "ci95": [0.1, 0.9]}
-            paired = {"difference": 0.25, "ci95": [0.1, 0.4]}
-            return {"base": rate, "pace": rate, "pace_minus_base": paired} if name == "eval" else {}
-
-        fake.run = run  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, stage.module, fake)
+        monkeypatch.setattr(importlib.import_module(stage.module), "run", functools.partial(run, name=name))
     return ran
 
 

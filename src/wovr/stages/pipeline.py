@@ -50,7 +50,7 @@ STAGES: dict[str, Stage] = {
     "hallucination": Stage(
         "eval", "wovr.stages.hallucination", ("world_model",), "episodes, world_model, refine", "hallucination"
     ),
-    "report": Stage("report", "wovr.stages.report", ("eval",), "all of the above", "report"),
+    "report": Stage("report", "wovr.stages.report", ("sft",), "all of the above", "report"),
 }
 """In the order in which `wovr run` runs them."""
 
