@@ -55,6 +55,7 @@ def update_policy(
         "groups": float(advantages.groups),
         "groups_failed": float(advantages.skipped_failed),
         "groups_succeeded": float(advantages.skipped_succeeded),
+        "groups_equal": float(advantages.skipped_equal),
         "rows": float(len(rows)),
     }
     if not len(rows):

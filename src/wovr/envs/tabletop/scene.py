@@ -60,9 +60,12 @@ class Scene:
 SUITE_COLOURS = np.array([*BLOCK_COLOURS.values(), *PLATE_COLOURS.values(), TABLE_COLOUR], dtype=np.float64)
 
 
-def suite_scene(task_id: int, init_id: int) -> Scene:
-    """Initial state `init_id` of a task: the gripper at the back, blocks in the middle band, plates at the front."""
-    rng = stream(0, "tabletop-layout", task_id, init_id)
+def suite_scene(init_id: int) -> Scene:
+    """Initial state `init_id`: the gripper at the back, blocks in the middle band, plates at the front.
+
+    All tasks share it: what to do with a layout can only be read from the instruction.
+    """
+    rng = stream(0, "tabletop-layout", init_id)
     return Scene(
         gripper=rng.uniform((22, 7), (42, 11)),
         blocks=_spread(rng, (11, 24), (53, 36), gap=20.0),

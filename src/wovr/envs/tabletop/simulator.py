@@ -45,9 +45,7 @@ class Tabletop:
         for start in starts:
             if not 0 <= start.task_id < len(TASKS):
                 raise UserError(f"task {start.task_id}: expected 0 to {len(TASKS) - 1} in the tabletop suite")
-        return self.reset_scenes(
-            [suite_scene(start.task_id, start.init_id) for start in starts], [start.task_id for start in starts]
-        )
+        return self.reset_scenes([suite_scene(start.init_id) for start in starts], [start.task_id for start in starts])
 
     def reset_scenes(self, scenes: Sequence[Scene], task_ids: Sequence[int]) -> Observation:
         """Lay given scenes, which undirected play draws for itself."""
