@@ -180,8 +180,8 @@ class ConvCodec(nn.Module):
 def codec_loss(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
     """Per-sample reconstruction loss (B,) of a batch of `CodecBatches`, and its logs, each (B,).
 
-    L1 + L2 error of the pixels in [-1, 1] and half the L1 error of their differences to the right and below (edges),
-    all averaged with the batch's weight map. Samples don't interact, so any split of the batch gives the same step.
+    `_penalty` of the pixels' error in [-1, 1], plus half that of their differences to the right and below (edges), all
+    averaged with the batch's weight map. Samples don't interact, so any split of the batch gives the same step.
     """
     target_BFHWC = batch["frames_BFHWC"].float() / 127.5 - 1
     error_BFHWC = model(batch["frames_BFHWC"], batch["noise_BChw"]).float() - target_BFHWC
