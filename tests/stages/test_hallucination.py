@@ -11,6 +11,7 @@ from wovr.core.dist import Dist
 from wovr.core.errors import UserError
 from wovr.core.log import RunLog
 from wovr.core.run import RunFolder
+from wovr.core.train import TrainConfig
 from wovr.core.types import Episode
 from wovr.dit.context import ContextConfig, layout
 from wovr.dit.model import ActionDiT, DiTConfig
@@ -19,7 +20,7 @@ from wovr.flow.schedule import FlowConfig
 from wovr.imagine.load import CODEC, DIT, REWARD, save_dit
 from wovr.reward.classifier import RewardClassifier, RewardClassifierConfig
 from wovr.stages import hallucination
-from wovr.stages.experiment import Experiment, Workplace
+from wovr.stages.experiment import CodecStageConfig, Experiment, Workplace
 from wovr.stages.hallucination import Measurement, keyframe_step, replay_agreement
 from wovr.stages.replay import Replay, load_replays, replay, save_replays
 
@@ -142,7 +143,7 @@ def write_world(folder, reward_threshold):
 
 
 def test_the_stage_measures_both_worlds_on_held_out_episodes(tmp_path):
-    experiment = Experiment()
+    experiment = Experiment(codec=CodecStageConfig(pretrained=None, train=TrainConfig(steps=1)))
     with RunFolder.open(tmp_path / "run", experiment.model_dump(mode="json")) as run:
         path = run.path
         codec = ConvCodecConfig(channels=4, frame_width=8, group_width=16, blocks=1)

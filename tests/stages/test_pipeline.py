@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from wovr.core.errors import UserError
+from wovr.core.train import TrainConfig
 from wovr.stages import pipeline
-from wovr.stages.experiment import Experiment, Workplace
+from wovr.stages.experiment import CodecStageConfig, Experiment, Workplace
 from wovr.stages.pipeline import STAGES, Stage, duration, open_workplace, run_all, run_command, run_stage
+
+EXPERIMENT = Experiment(codec=CodecStageConfig(pretrained=None, train=TrainConfig(steps=1)))
 
 
 @pytest.fixture
@@ -39,7 +42,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Workplace]:
-    with open_workplace(Experiment(), tmp_path / "run", plain=True) as workplace:
+    with open_workplace(EXPERIMENT, tmp_path / "run", plain=True) as workplace:
         yield workplace
 
 
@@ -73,7 +76,11 @@ def test_a_failed_stage_is_not_done_and_goes_on(
 
 def test_done_stages_survive_the_process(ran: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for _ in range(2):
-        with open_workplace(Experiment(), tmp_path / "run", plain=True) as place:
+        with open_workplace(
+            EXPERIMENT,
+            tmp_path / "run",
+            plain=True,
+        ) as place:
             run_stage(place, "a")
     assert ran == ["a"]
     assert "a: done 0 s ago, skipped" in capsys.readouterr().err

@@ -13,10 +13,11 @@ from tests.imagine.worlds import make_start
 from wovr.core.checkpoint import write_json
 from wovr.core.log import RunLog
 from wovr.core.run import RunFolder
+from wovr.core.train import TrainConfig
 from wovr.kir.bank import KeyframeBank
 from wovr.metrics.success import Rate
 from wovr.stages import curves, hallucination, report
-from wovr.stages.experiment import Experiment, Workplace
+from wovr.stages.experiment import CodecStageConfig, Experiment, Workplace
 from wovr.stages.pictures import animation, strip
 from wovr.stages.replay import Replay, save_replays
 
@@ -70,7 +71,7 @@ def write_hallucination(run):
 
 @contextmanager
 def workplace(path):
-    experiment = Experiment()
+    experiment = Experiment(codec=CodecStageConfig(pretrained=None, train=TrainConfig(steps=1)))
     with RunFolder.open(path, experiment.model_dump(mode="json")) as run:
         yield Workplace(experiment, run, None, None)
 

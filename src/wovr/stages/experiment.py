@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from wovr.codec.conv import CodecDataConfig, ConvCodecConfig
 from wovr.core.config import Config
@@ -68,6 +69,12 @@ class CodecStageConfig(Config):
     data: CodecDataConfig = CodecDataConfig()
     train: TrainConfig | None = None
     """Fine-tuning or training; none keeps the pretrained weights."""
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> Self:
+        if self.pretrained is None and self.train is None:
+            raise ValueError("expected pretrained weights, or train settings for a codec from scratch")
+        return self
 
 
 class RewardStageConfig(Config):
@@ -146,7 +153,7 @@ class Experiment(Config):
     policy: SmallVLAConfig = SmallVLAConfig()
     sft: SftConfig = SftConfig()
     collect: CollectConfig = CollectConfig()
-    codec: CodecStageConfig = CodecStageConfig()
+    codec: CodecStageConfig
     reward: RewardStageConfig = RewardStageConfig()
     world_model: WorldStageConfig = WorldStageConfig()
     keyframes: MineConfig = MineConfig()

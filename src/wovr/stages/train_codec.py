@@ -10,7 +10,6 @@ import torch
 from wovr.codec.conv import CodecBatches, CodecDataConfig, ConvCodec, codec_loss
 from wovr.core.checkpoint import save_model
 from wovr.core.dist import Dist
-from wovr.core.errors import UserError
 from wovr.core.log import RunLog
 from wovr.core.seed import seed_everything
 from wovr.core.train import TrainConfig, fit
@@ -39,8 +38,6 @@ def run(place: Workplace) -> dict[str, Any]:
             log=place.log,
             dist=place.dist,
         )
-    elif not config.pretrained:
-        raise UserError("key 'codec.train': expected training settings for a codec from scratch, found none")
     save_model(place.run.path / CODEC, codec, codec.config)
     return {"psnr": reconstruction_psnr(codec.eval(), [episode.frames_THWC for _, episode in held])}
 
