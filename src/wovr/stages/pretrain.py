@@ -56,7 +56,10 @@ CHUNK = 8
 
 
 def run(config: PretrainConfig, folder: Path, log: RunLog, dist: Dist) -> None:
-    """Write `codec.safetensors`, `dit.safetensors` and `card.json` into `folder`; resumes where it stopped."""
+    """Write `codec.safetensors`, `dit.safetensors` and `card.json` into `folder`; resumes where it stopped.
+
+    The weights are shipped in bf16, at half the size: whoever loads them trains on in fp32.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     episodes = play_episodes(config.episodes, config.steps, seed=config.seed, log=log)
     codec_path, dit_path = folder / "codec.safetensors", folder / "dit.safetensors"
@@ -72,7 +75,7 @@ def run(config: PretrainConfig, folder: Path, log: RunLog, dist: Dist) -> None:
             log=log,
             dist=dist,
         )
-        save_model(codec_path, codec, config.codec)
+        save_model(codec_path, for_inference(codec, "bf16"), config.codec)
     _train_dit(config, episodes, for_inference(load_codec(codec_path)), dit_path, log, dist)
     write_json(folder / "card.json", _card(config, [codec_path, dit_path]))
 
@@ -97,7 +100,7 @@ def _train_dit(
         name="dit",
     )
     assert isinstance(result.model, ActionDiT)
-    save_dit(path, result.model, config.context, config.flow)
+    save_dit(path, for_inference(result.model, "bf16"), config.context, config.flow)
     result.state.unlink()
 
 
