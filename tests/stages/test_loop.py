@@ -130,3 +130,11 @@ def test_damaged_episodes_are_named(whole, toy, tmp_path):
     shard.write_bytes(shard.read_bytes()[:2000])
     with pytest.raises(UserError, match=shard.name):
         run(toy(), tmp_path / "run", ("codec",))
+
+
+def test_episodes_of_another_size_are_refused(toy, tmp_path):
+    run(toy(), tmp_path / "run", ("sft", "collect"))
+    with pipeline.open_workplace(toy("simulator.image_size=128"), tmp_path / "other", plain=True) as place:
+        (tmp_path / "run" / "episodes").rename(place.run.folder("episodes"))
+        with pytest.raises(UserError, match="64"):
+            place.training_data()

@@ -176,9 +176,10 @@ class Workplace:
         return Tabletop(self.experiment.simulator)
 
     def training_data(self, rounds: int = 0) -> tuple[list[Episode], list[tuple[str, Episode]]]:
-        """See `wovr.stages.data.training_data`."""
-        collect = self.experiment.collect
-        return training_data(self.episodes(), collect.held_out, demonstrations=collect.demonstrations, rounds=rounds)
+        """See `wovr.stages.data.training_data`. UserError where episodes do not fit the experiment's models."""
+        collect, store = self.experiment.collect, self.episodes()
+        store.check(self.experiment.simulator.image_size, len(self.experiment.policy.action_low))
+        return training_data(store, collect.held_out, demonstrations=collect.demonstrations, rounds=rounds)
 
     def episodes(self) -> EpisodeStore:
         """The run's episodes as they are on disk now."""
