@@ -31,7 +31,7 @@ def one_line(result: Result) -> str:
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "mine.yaml"
-    path.write_text("seed: 3\n")
+    path.write_text("seed: 3\ncodec: {train: {steps: 1}}\n")
     return path
 
 
@@ -134,7 +134,7 @@ def test_run_ends_with_the_result(config: Path, stages_run: list) -> None:
 
 
 def test_demo_is_the_packaged_config(config: Path, stages_run: list) -> None:
-    overrides = ["codec.pretrained=null", "world_model.pretrained=null", "seed=5"]
+    overrides = ["codec.pretrained=null", "codec.train={steps: 1}", "world_model.pretrained=null", "seed=5"]
     assert wovr("demo", *overrides).exit_code == 0
     assert [(name, seed) for name, seed, _ in stages_run] == [(name, 5) for name in STAGES]
     assert (config.parent / "runs/demo/manifest.json").exists()
