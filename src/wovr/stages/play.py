@@ -11,6 +11,7 @@ from wovr.core.log import RunLog
 from wovr.core.seed import stream
 from wovr.core.types import Episode
 from wovr.envs.tabletop import Player, Tabletop, TabletopConfig, play_scene
+from wovr.stages.scripted import record
 
 BATCH = 64
 
@@ -31,20 +32,9 @@ def _play(simulator: Tabletop, numbers: range, steps: int, seed: int) -> list[Ep
     streams = [stream(seed, "play", number) for number in numbers]
     observation = simulator.reset_scenes([play_scene(random) for random in streams], [0] * len(streams))
     players = [Player(plates, random) for plates, random in zip(simulator.plates_B22, streams, strict=True)]
-    frames, states, actions = [observation.frames_BHWC], [observation.states_BS], []
-    for _ in range(steps):
-        acted = [player.action(state) for player, state in zip(players, observation.states_BS, strict=True)]
-        actions.append(np.stack(acted))
-        observation = simulator.step(actions[-1])
-        frames.append(observation.frames_BHWC)
-        states.append(observation.states_BS)
-    frames_BTHWC, states_BTS, actions_BTA = (np.stack(rows, axis=1) for rows in (frames, states, actions))
     return [
         Episode(
-            frames_THWC=frames_BTHWC[row],
-            actions_TA=actions_BTA[row],
-            success_T=np.zeros(steps, dtype=np.bool_),  # play has no task
-            states_TS=states_BTS[row],
+            **(arrays | {"success_T": np.zeros(steps, dtype=np.bool_)}),  # play has no task
             instruction="",
             suite="tabletop-play",
             task_id=0,
@@ -53,5 +43,5 @@ def _play(simulator: Tabletop, numbers: range, steps: int, seed: int) -> list[Ep
             seed=seed,
             purpose="play",
         )
-        for row, number in enumerate(numbers)
+        for arrays, number in zip(record(simulator, observation, players, steps), numbers, strict=True)
     ]

@@ -17,6 +17,7 @@ from wovr.envs.tabletop import Demonstrator, Tabletop, goal
 from wovr.policy.small import SmallVLA, SmallVLAConfig, chunk_targets, sft_loss
 from wovr.stages.data import DEMONSTRATIONS, names_of
 from wovr.stages.experiment import Workplace
+from wovr.stages.scripted import record
 from wovr.stages.true_rollouts import training_starts
 
 POLICY = Path("sft/policy.safetensors")
@@ -105,24 +106,10 @@ def demonstrate(simulator: Tabletop, starts: list[SimulatorStart], *, skill: flo
         Demonstrator(goal(start.task_id)[0], plates[goal(start.task_id)[1]], skill, stream(seed, "demonstrator", i))
         for i, (start, plates) in enumerate(zip(starts, simulator.plates_B22, strict=True))
     ]
-    frames, states, actions, success = [observation.frames_BHWC], [observation.states_BS], [], []
-    for _ in range(simulator.horizon):
-        acted = [hand.action(state) for hand, state in zip(hands, observation.states_BS, strict=True)]
-        actions.append(np.stack(acted))
-        observation = simulator.step(actions[-1])
-        frames.append(observation.frames_BHWC)
-        states.append(observation.states_BS)
-        success.append(observation.success_B)
     tasks = {task.task_id: task.instruction for task in simulator.tasks}
-    frames_BTHWC, actions_BTA, success_BT, states_BTS = (
-        np.stack(rows, axis=1) for rows in (frames, actions, success, states)
-    )
     return [
         Episode(
-            frames_THWC=frames_BTHWC[i],
-            actions_TA=actions_BTA[i],
-            success_T=success_BT[i],
-            states_TS=states_BTS[i],
+            **arrays,
             instruction=tasks[start.task_id],
             suite=simulator.suite,
             task_id=start.task_id,
@@ -131,5 +118,5 @@ def demonstrate(simulator: Tabletop, starts: list[SimulatorStart], *, skill: flo
             seed=seed,
             purpose=DEMONSTRATIONS,
         )
-        for i, start in enumerate(starts)
+        for arrays, start in zip(record(simulator, observation, hands, simulator.horizon), starts, strict=True)
     ]
