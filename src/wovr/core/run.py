@@ -95,7 +95,7 @@ class RunFolder:
         """Record a stage as complete, after its artifacts are in place. `summary` must be JSON."""
         assert self._lock is not None, "a run folder opened with `read` is not written"
         self._manifest["stages"][name] = {
-            "finished": round(time.time(), 3),
+            "finished": time.time(),
             "seconds": round(seconds, 3),
             "summary": dict(summary),
         }
