@@ -7,6 +7,7 @@ loss function may call any method of its model. `prepare` is the one place where
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -46,6 +47,7 @@ class Dist:
         else:
             self.rank, self.world_size = self._accelerator.process_index, self._accelerator.num_processes
             self.device = self._accelerator.device
+            atexit.register(self._accelerator.end_training)  # else its threads may outlive the interpreter and abort
 
     @property
     def is_main(self) -> bool:
