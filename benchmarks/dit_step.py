@@ -53,16 +53,22 @@ def gemm_rate(dtype: torch.dtype, device: str, repeats: int) -> float:
     return 2 * side**3 / best_seconds(lambda: a @ a, device, repeats)
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=32, help="windows")
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--heads", type=int, default=6)
+    parser.add_argument("--causal-context", action="store_true", help="Euler steps share one pass over the context")
+    parser.add_argument("--copies", type=int, default=1, help="noised copies of a window in a training step")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=10)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(args.threads)
     torch.set_float32_matmul_precision("medium")
@@ -70,7 +76,13 @@ def main() -> None:
     seed_everything(0)
 
     window = layout(ContextConfig(), 8)
-    config = DiTConfig(width=args.width, depth=args.depth, heads=args.heads, ffn_width=4 * args.width)
+    config = DiTConfig(
+        width=args.width,
+        depth=args.depth,
+        heads=args.heads,
+        ffn_width=4 * args.width,
+        causal_context=args.causal_context,
+    )
     model = ActionDiT(config, window).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     shape = (args.batch, window.frames, config.channels, LATENT_SIDE, LATENT_SIDE)
@@ -78,6 +90,8 @@ def main() -> None:
     noise_BNChw = latents_BLChw[:, window.context :]
     actions_BTA = normal((args.batch, window.actions, config.action_dim), 0, "actions").to(device)
     timesteps_BL = torch.full((args.batch, window.frames), 500.0, device=device)
+    copied_RLChw = latents_BLChw.repeat_interleave(args.copies, 0)
+    copied_timesteps_RL = timesteps_BL.repeat_interleave(args.copies, 0)
     sigmas = solver_sigmas(FlowConfig())
     autocast = torch.autocast(device, dtype, enabled=dtype != torch.float32)
 
@@ -87,7 +101,7 @@ def main() -> None:
 
     def chunk() -> torch.Tensor:
         with torch.no_grad(), autocast:
-            shared = model.precompute_actions(actions_BTA)
+            shared = model.precompute(actions_BTA, latents_BLChw[:, : window.context])
             return euler(
                 lambda x, sigma: model(
                     torch.cat((latents_BLChw[:, : window.context], x), 1), timesteps_BL, shared, new_only=True
@@ -98,13 +112,13 @@ def main() -> None:
 
     def train_step() -> None:
         with autocast:
-            prediction = model(latents_BLChw, timesteps_BL, actions_BTA, new_only=True)
-        velocity_loss(prediction, noise_BNChw).mean().backward()
+            prediction = model(copied_RLChw, copied_timesteps_RL, actions_BTA, new_only=True)
+        velocity_loss(prediction, copied_RLChw[:, window.context :]).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 
     with torch.no_grad(), autocast:
-        cache = model.precompute_actions(actions_BTA)
+        cache = model.precompute(actions_BTA, latents_BLChw[:, : window.context])
     rate = gemm_rate(dtype, device, args.repeats)
     tokens = args.batch * window.frames * (LATENT_SIDE // PATCH) ** 2
     result: dict[str, object] = {

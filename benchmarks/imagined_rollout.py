@@ -29,7 +29,7 @@ from wovr.core.types import StartState, no_motion
 from wovr.dit.context import ContextConfig, layout
 from wovr.dit.model import ActionDiT, DiTConfig
 from wovr.flow.schedule import FlowConfig
-from wovr.imagine.load import CODEC, DIT, REWARD, load_reward, load_world_model, newest
+from wovr.imagine.load import DIT, REWARD, WORLD_CODEC, load_reward, load_world_model, newest
 from wovr.imagine.rollout import rollout
 from wovr.imagine.world import ImaginedWorld
 from wovr.imagine.world_model import WorldModel, for_inference
@@ -39,7 +39,7 @@ from wovr.reward.classifier import RewardClassifier, RewardClassifierConfig
 HORIZON, MEMORY, IMAGE, ACTION_DIM, CHUNK = 48, 4, 64, 3, 8
 PARTS = {
     "policy": ("act",),
-    "dit": ("forward", "precompute_actions"),
+    "dit": ("forward", "precompute"),
     "decode": ("decode",),
     "reward": ("probability",),
 }
@@ -81,7 +81,7 @@ def now() -> float:
 
 def build(run: Path | None, device: str) -> tuple[ImaginedWorld, SmallVLA]:
     if run is not None:
-        model = load_world_model(newest(run, CODEC), newest(run, DIT), device)
+        model = load_world_model(newest(run, WORLD_CODEC), newest(run, DIT), device)
         reward = load_reward(newest(run, REWARD), device)
         policy = load_model(run / "sft/policy.safetensors", SmallVLAConfig, SmallVLA)
     else:

@@ -122,7 +122,16 @@ def test_another_config_in_the_same_folder_is_refused(config: Path, stages_run: 
 def test_train_wm_and_rl_run_their_stages_in_order(config: Path, stages_run: list) -> None:
     for command in ("sft", "collect", "train-wm", "rl"):
         assert wovr(command, config).exit_code == 0
-    assert [name for name, *_ in stages_run] == ["sft", "collect", "codec", "reward", "world_model", "keyframes", "rl"]
+    assert [name for name, *_ in stages_run] == [
+        "sft",
+        "collect",
+        "codec",
+        "reward",
+        "world_model",
+        "decoder",
+        "keyframes",
+        "rl",
+    ]
 
 
 def test_run_ends_with_the_result(config: Path, stages_run: list) -> None:

@@ -191,6 +191,42 @@ def test_validation_sees_the_model_to_use(tmp_path: Path) -> None:
     assert seen[1:] == [raw.model] * 3
 
 
+SCORES = {2: 0.4, 4: 0.7, 6: 0.7, 8: 0.6, 10: 0.5, 12: 0.9}
+
+
+@pytest.mark.parametrize("stop", [None, 5, 7])
+def test_patience_stops_and_takes_the_best_weights(tmp_path: Path, stop: int | None) -> None:
+    """The best is the later of two equal ones; after two worse ones no further step is taken, resumed or not."""
+    weights: dict[int, dict[str, torch.Tensor]] = {}
+    done = 0
+
+    def batches(step: int) -> Batch:
+        nonlocal done, stop
+        if step == stop:
+            stop = None
+            raise StopError
+        done = step + 1
+        return batch_at(step)
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        weights[done] = {name: value.clone() for name, value in model.state_dict().items()}
+        return {"score": SCORES[done]}
+
+    train = config(validate_every=2, patience=2, checkpoint_every=4)
+    options = {"validate": validate, "score": "score"}
+    if stop:
+        with pytest.raises(StopError):
+            run(tmp_path, train, batches, **options)
+    result = run(tmp_path, train, batches, **options)
+    assert done == 10
+    assert result.validation == {"step": 6, "validation/score": 0.7}
+    assert all(torch.equal(value, weights[6][name]) for name, value in result.model.state_dict().items())
+    again = run(tmp_path, train, batches, **options)
+    assert done == 10 and again.validation == result.validation
+    again.clean()
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
 def test_bf16_learns_too(tmp_path: Path) -> None:
     history = run(tmp_path, config(steps=60, precision="bf16", log_every=10)).history
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]

@@ -88,5 +88,5 @@ def test_block_matches_a_float64_reference_of_wan():
     expected = x + dense(y, "ffn.2") * e[5]
 
     with torch.no_grad():
-        y_BLSD = block(x_BLSD, time_BL6D, angles, block.action_keys_values(tokens_BTD), L)
+        y_BLSD, _ = block(x_BLSD, time_BL6D, angles, block.action_keys_values(tokens_BTD), L)
     torch.testing.assert_close(y_BLSD.flatten(1, 2).double(), expected, rtol=1e-4, atol=1e-4)

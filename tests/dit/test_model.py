@@ -6,7 +6,7 @@ from torch import Tensor
 from wovr.core.seed import normal, seed_everything
 from wovr.dit.action import positions
 from wovr.dit.context import ContextConfig, layout
-from wovr.dit.model import ActionDiT, DiTConfig
+from wovr.dit.model import PATCH, ActionDiT, DiTConfig
 from wovr.dit.rope import rotation
 
 B, C, A, SIDE = 2, 4, 3, 4
@@ -84,12 +84,53 @@ def test_new_only_equals_the_slice_of_the_full_output():
     torch.testing.assert_close(model(*inputs(model), new_only=True), full[:, 2:], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("causal_context", [False, True])
 @torch.no_grad()
-def test_cached_actions_equal_uncached():
-    model = build()
+def test_cached_equals_uncached(causal_context):
+    model = build(causal_context=causal_context)
     latents, timesteps, actions = inputs(model)
-    cache = model.precompute_actions(actions)
-    torch.testing.assert_close(model(latents, timesteps, cache), model(latents, timesteps, actions))
+    cache = model.precompute(actions, latents[:, : model.layout.context])
+    torch.testing.assert_close(
+        model(latents, timesteps, cache, new_only=True), model(latents, timesteps, actions, new_only=True)
+    )
+
+
+@pytest.mark.parametrize("context", [ContextConfig(), ContextConfig(memory_frames=8), ContextConfig(reference=False)])
+@torch.no_grad()
+def test_causal_context_is_attention_under_a_block_causal_mask(context, monkeypatch):
+    """The shared pass over the context against the whole window at once, with new keys hidden from context queries."""
+    model = build(context, causal_context=True, cross_attention=False)
+    latents, timesteps, actions = inputs(model)
+    causal = model(latents, timesteps, actions, new_only=True)
+
+    known = model.layout.context * (SIDE // PATCH) ** 2
+
+    def masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = q @ k.transpose(-1, -2)
+        scores[..., :known, known:] = -torch.inf
+        return scores.softmax(-1) @ v
+
+    whole = build(context, cross_attention=False)
+    monkeypatch.setattr("wovr.dit.block.attend", masked)
+    torch.testing.assert_close(causal, whole(latents, timesteps, actions)[:, model.layout.context :])
+
+
+def test_noised_copies_of_a_window_equal_one_by_one_in_values_and_gradients():
+    model = build(causal_context=True)
+    latents, timesteps, actions = inputs(model)
+    copies = latents.repeat_interleave(3, 0)
+    copies[:, 2:] += normal(tuple(copies[:, 2:].shape), 0, "noise")
+    timesteps = timesteps.repeat_interleave(3, 0)
+
+    def gradients(output: Tensor) -> list[Tensor]:
+        model.zero_grad()
+        output.square().mean().backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    together = model(copies, timesteps, actions, new_only=True)
+    apart = model(copies, timesteps, actions.repeat_interleave(3, 0), new_only=True)
+    torch.testing.assert_close(together, apart)
+    torch.testing.assert_close(gradients(together), gradients(apart), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("adaln", "cross_attention"), [(True, False), (False, True), (True, True)])
@@ -116,19 +157,18 @@ def test_without_channels_actions_have_no_effect_and_no_parameters():
 @torch.no_grad()
 def test_fresh_adaln_channel_adds_nothing_to_the_time_embedding():
     model = ActionDiT(DiTConfig(width=24, depth=1, heads=2, ffn_width=48, channels=C), LAYOUT)
-    cache = model.precompute_actions(normal((B, 13, A), 0, "actions"))
+    cache = model.precompute(normal((B, 13, A), 0, "actions"), normal((B, 2, C, SIDE, SIDE), 0, "latents"))
     assert torch.equal(cache.adaln_BLD, torch.zeros(B, 4, 24))
 
 
 @torch.no_grad()
 def test_adaln_reaches_only_the_modulation_of_its_own_latent_frame():
     model = build(cross_attention=False)
-    _, _, actions = inputs(model)
+    latents, _, actions = inputs(model)
     changed = actions.clone()
     changed[:, 7] += 1  # 1 reference + 4 memory + third new frame
-    moved_L = (
-        (model.precompute_actions(changed).adaln_BLD - model.precompute_actions(actions).adaln_BLD).abs().amax((0, 2))
-    )
+    before, after = (model.precompute(a, latents[:, :2]).adaln_BLD for a in (actions, changed))
+    moved_L = (after - before).abs().amax((0, 2))
     assert (moved_L > 0).tolist() == [False, False, True, False]
 
 
@@ -147,11 +187,11 @@ def test_modulation_per_frame_equals_modulation_per_token():
     model = build()
     block, S = model.blocks[0], 4
     x_BLSD, time_BL6D = normal((B, 4, S, 24), 0, "x"), normal((B, 4, 6, 24), 0, "time")
-    cache = model.precompute_actions(normal((B, 13, A), 0, "actions"))
+    cache = model.precompute(normal((B, 13, A), 0, "actions"), normal((B, 2, C, SIDE, SIDE), 0, "latents"))
     angles = rotation(4, 2, 2, 12, torch.device("cpu"))
-    per_frame = block(x_BLSD, time_BL6D, angles, cache.keys_values[0], 4)
-    per_token = block(
-        x_BLSD.reshape(B, 4 * S, 1, 24), time_BL6D.repeat_interleave(S, 1), angles, cache.keys_values[0], 4 * S
+    per_frame, _ = block(x_BLSD, time_BL6D, angles, cache.actions[0], 4)
+    per_token, _ = block(
+        x_BLSD.reshape(B, 4 * S, 1, 24), time_BL6D.repeat_interleave(S, 1), angles, cache.actions[0], 4 * S
     )
     torch.testing.assert_close(per_frame.flatten(1, 2), per_token.flatten(1, 2), rtol=1e-4, atol=1e-4)
 

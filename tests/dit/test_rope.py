@@ -56,5 +56,5 @@ def test_self_attention_matches_a_float64_reference():
     expected = expected @ weights["o.weight"].T + weights["o.bias"]
 
     with torch.no_grad():
-        y_BND = attention(x_BND, rotation(FRAMES, HEIGHT, WIDTH, E, x_BND.device), queries=N)
+        y_BND, _ = attention(x_BND, rotation(FRAMES, HEIGHT, WIDTH, E, x_BND.device), queries=N)
     torch.testing.assert_close(y_BND.double(), expected, rtol=1e-4, atol=1e-4)

@@ -14,7 +14,7 @@ from wovr.core.errors import UserError
 from wovr.dit.context import ContextConfig, layout
 from wovr.dit.model import ActionDiT, DiTConfig
 from wovr.flow.schedule import FlowConfig
-from wovr.imagine.load import BANK, CODEC, DIT, REWARD, load_dit, load_world_model, newest, save_dit
+from wovr.imagine.load import BANK, DIT, REWARD, WORLD_CODEC, load_dit, load_world_model, newest, save_dit
 from wovr.kir.bank import KeyframeBank
 from wovr.reward.classifier import RewardClassifier, RewardClassifierConfig
 
@@ -33,7 +33,7 @@ def write_dit(path, channels=4, context=None, steps=2):
 
 
 def write_run(run):
-    write_codec(run / CODEC)
+    write_codec(run / WORLD_CODEC)
     write_dit(run / DIT)
     config = RewardClassifierConfig(channels=8, keypoints=4, text_width=8, hidden_width=16, threshold=0.7, hold=2)
     save_model(run / REWARD, RewardClassifier(config), config)
@@ -65,13 +65,13 @@ def test_a_network_comes_back_with_its_context_and_flow(tmp_path):
 def test_the_newest_refinement_serves(tmp_path):
     for folder in (tmp_path, tmp_path / "refine/round_2", tmp_path / "refine/round_10"):
         write_dit(folder / DIT)
-    write_codec(tmp_path / CODEC)
+    write_codec(tmp_path / WORLD_CODEC)
     assert newest(tmp_path, DIT) == tmp_path / "refine/round_10" / DIT
-    assert newest(tmp_path, CODEC) == tmp_path / CODEC, "not refined, so the run's own"
+    assert newest(tmp_path, WORLD_CODEC) == tmp_path / WORLD_CODEC, "not refined, so the run's own"
 
 
 @pytest.mark.parametrize(
-    ("missing", "command"), [(DIT, "train-wm"), (CODEC, "train-wm"), (REWARD, "run"), (BANK, "run")]
+    ("missing", "command"), [(DIT, "train-wm"), (WORLD_CODEC, "train-wm"), (REWARD, "run"), (BANK, "run")]
 )
 def test_a_stage_that_has_not_run_is_named(tmp_path, missing, command):
     write_run(tmp_path)

@@ -17,7 +17,7 @@ from wovr.dit.context import ContextConfig, layout
 from wovr.dit.model import ActionDiT, DiTConfig
 from wovr.episodes.store import EpisodeStore
 from wovr.flow.schedule import FlowConfig
-from wovr.imagine.load import CODEC, DIT, REWARD, save_dit
+from wovr.imagine.load import DIT, REWARD, WORLD_CODEC, save_dit
 from wovr.reward.classifier import RewardClassifier, RewardClassifierConfig
 from wovr.stages import hallucination
 from wovr.stages.experiment import CodecStageConfig, Experiment, Workplace
@@ -147,7 +147,8 @@ def test_the_stage_measures_both_worlds_on_held_out_episodes(tmp_path):
     with RunFolder.open(tmp_path / "run", experiment.model_dump(mode="json")) as run:
         path = run.path
         codec = ConvCodecConfig(channels=4, frame_width=8, group_width=16, blocks=1)
-        save_model(path / CODEC, ConvCodec(codec), codec)
+        for folder in (path, path / "refine/round_1"):
+            save_model(folder / WORLD_CODEC, ConvCodec(codec), codec)
         write_world(path, reward_threshold=1e-6)  # every frame is a success
         write_world(path / "refine/round_1", reward_threshold=1 - 1e-6)  # none is
         store = EpisodeStore(run.folder("episodes"))

@@ -9,12 +9,14 @@ from wovr.stages import pipeline, rl
 
 ARTIFACTS = (
     "sft/policy.safetensors",
+    "codec/codec.safetensors",
     "world_model/codec.safetensors",
     "world_model/dit.safetensors",
     "reward/classifier.safetensors",
     "keyframes/bank.safetensors",
     "rl/policy.safetensors",
     "refine/round_1/world_model/dit.safetensors",
+    "refine/round_1/world_model/codec.safetensors",
     "refine/round_1/rl/policy.safetensors",
 )
 
@@ -50,6 +52,15 @@ def test_every_stage_leaves_its_artifact(whole):
     assert not list(whole.rglob("*.tmp"))
 
 
+def test_only_the_decoder_learns_from_imagined_latents(whole):
+    before = load_tensors(whole / "codec/codec.safetensors")[0]
+    for folder in (whole, whole / "refine/round_1"):
+        after = load_tensors(folder / "world_model/codec.safetensors")[0]
+        changed = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
+        assert changed == {"group_decoder", "frame_decoder"}
+        before = after
+
+
 def test_rl_uses_no_true_rollout(whole):
     lines = [json.loads(line) for line in (whole / "ledger.jsonl").read_text().splitlines()]
     assert {line["purpose"] for line in lines} == {"demonstrations", "collect", "refine-1", "evaluation"}
@@ -67,14 +78,14 @@ def test_report_summary(whole):
 
 
 def test_same_seed_same_run(whole, toy, tmp_path):
-    run(toy(), tmp_path / "again", ("sft", "collect", "codec", "reward", "world_model", "keyframes", "rl"))
+    run(toy(), tmp_path / "again", ("sft", "collect", "codec", "reward", "world_model", "decoder", "keyframes", "rl"))
     for artifact in ARTIFACTS[:6]:
         assert_equal(whole, tmp_path / "again", artifact)
 
 
 def test_interrupted_rl_goes_on_where_it_stopped(whole, toy, tmp_path, monkeypatch):
     path, update = tmp_path / "run", rl.update_policy
-    run(toy(), path, ("sft", "collect", "codec", "reward", "world_model", "keyframes"))
+    run(toy(), path, ("sft", "collect", "codec", "reward", "world_model", "decoder", "keyframes"))
 
     def interrupted(*args, number, **kwargs):
         if number == 2:
@@ -95,12 +106,12 @@ def test_interrupted_rl_goes_on_where_it_stopped(whole, toy, tmp_path, monkeypat
 
 def test_a_complete_stage_is_skipped(whole, toy, monkeypatch):
     before = {artifact: (whole / artifact).stat().st_mtime_ns for artifact in ARTIFACTS}
-    run(toy(), whole, ("sft", "collect", "codec", "reward", "world_model", "keyframes", "rl", "refine"))
+    run(toy(), whole, ("sft", "collect", "codec", "reward", "world_model", "decoder", "keyframes", "rl", "refine"))
     assert before == {artifact: (whole / artifact).stat().st_mtime_ns for artifact in ARTIFACTS}
 
 
 def test_micro_batches_do_not_change_training(toy, tmp_path):
-    stages = ("sft", "collect", "codec", "reward", "world_model", "keyframes", "rl")
+    stages = ("sft", "collect", "codec", "reward", "world_model", "decoder", "keyframes", "rl")
     fp32 = ("sft.train.precision=fp32", "codec.train.precision=fp32", "reward.train.precision=fp32")
     whole_batch = toy(*fp32, "world_model.train={steps: 2, batch_size: 8, precision: fp32}", "rl.updates=1")
     halves = toy(

@@ -71,6 +71,9 @@ class TrainConfig(OptimConfig):
     """Steps between saved states, which bound what an interruption costs; 0 saves only the last."""
     validate_every: int = Field(0, ge=0)
     """Steps between validations; 0 validates only at the end."""
+    patience: int = Field(0, ge=0)
+    """Validations in a row without a better score after which training stops, and the best weights are taken; 0 trains
+    to the end and takes the last."""
 
 
 RESULT_NEUTRAL = {"accumulate", "log_every", "checkpoint_every"}
@@ -219,7 +222,14 @@ class FitResult:
     history: list[dict[str, float]]
     """The logged lines: `step` and means since the last line; validations have keys `validation/…`."""
     state: Path
-    """The final training state. Remove it once the artifact is saved: until then it makes `fit` return at once."""
+    """The final training state."""
+    validation: dict[str, float]
+    """`step` and `validation/…` of the model to use; empty without validation."""
+
+    def clean(self) -> None:
+        """Remove the training state. For once the artifact is saved: until then it makes `fit` return at once."""
+        self.state.unlink(missing_ok=True)
+        _best_of(self.state).unlink(missing_ok=True)
 
 
 def fit(
@@ -233,12 +243,15 @@ def fit(
     log: RunLog,
     name: str,
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    score: str = "",
 ) -> FitResult:
     """Train for `config.steps`, resuming from `folder/NAME.state.safetensors` when it is there.
 
     `batch_at(step)` gives the whole global batch on every rank and depends on nothing but the step. `validate` gets
-    the model to use, in eval mode and without gradient, on every rank.
+    the model to use, in eval mode and without gradient, on every rank. `score` is that key of its result, more being
+    better, which `config.patience` goes by.
     """
+    assert not config.patience or (validate and score), "patience needs a score"
     state = folder / f"{name}.state.safetensors"
     trainer = Trainer(model, config, dist, config.steps)
     history: list[dict[str, float]] = []
@@ -248,7 +261,7 @@ def fit(
         history, recent = json.loads(metadata["history"]), json.loads(metadata["recent"])
     model.train()
     with log.progress(name, config.steps, done=trainer.steps_done) as bar:
-        while trainer.steps_done < config.steps:
+        while trainer.steps_done < config.steps and not _stale(history, score, config.patience):
             values = trainer.step(batch_at(trainer.steps_done), loss_fn, config.accumulate)
             recent.append(values)
             bar.advance(1, loss=values["loss"])
@@ -261,13 +274,38 @@ def fit(
             if validate and (last or (config.validate_every and done % config.validate_every == 0)):
                 found = _evaluate(validate, trainer.ema_model)
                 line |= {f"validation/{key}": value for key, value in found.items()}
+                if config.patience and dist.is_main and found[score] >= max([found[score], *_scores(history, score)]):
+                    save_tensors(_best_of(state), trainer.ema_model.state_dict(), step=str(done))
             if line:
                 history.append({"step": done, **line})
                 log.metrics(name, done, line)
+            last = last or _stale(history, score, config.patience)
             if last or (config.checkpoint_every and done % config.checkpoint_every == 0):
                 trainer.save(state, history=json.dumps(history), recent=json.dumps(recent))
     dist.barrier()
-    return FitResult(trainer.ema_model.eval(), history, state)
+    validated = [line for line in history if any(key.startswith("validation/") for key in line)]
+    taken = validated[-1] if validated else {}
+    if config.patience:
+        best, metadata = load_tensors(_best_of(state))
+        fill(trainer.ema_model, best, _best_of(state))
+        taken = next(line for line in validated if line["step"] == int(metadata["step"]))
+    validation = {key: value for key, value in taken.items() if key == "step" or key.startswith("validation/")}
+    return FitResult(trainer.ema_model.eval(), history, state, validation)
+
+
+def _best_of(state: Path) -> Path:
+    """Where the weights of the best validation are kept."""
+    return state.with_suffix(".best.safetensors")
+
+
+def _scores(history: list[dict[str, float]], score: str) -> list[float]:
+    return [line[f"validation/{score}"] for line in history if f"validation/{score}" in line]
+
+
+def _stale(history: list[dict[str, float]], score: str, patience: int) -> bool:
+    """Whether the last `patience` validations all fell short of the best before them."""
+    scores = _scores(history, score)
+    return 0 < patience < len(scores) and max(scores[-patience:]) < max(scores[:-patience])
 
 
 @torch.no_grad()

@@ -14,7 +14,6 @@ Legend: B batch, T actions, L latent frames, A action dims, D width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -25,15 +24,6 @@ from wovr.dit.context import FRAMES_PER_LATENT, Layout
 
 LONGEST_PERIOD = 100.0
 """Of the positions' sinusoids, in frames: a few windows long."""
-
-
-@dataclass(frozen=True, slots=True)
-class ActionCache:
-    """All that the network needs of the actions: what the Euler steps of one chunk share."""
-
-    adaln_BLD: Tensor | None
-    keys_values: tuple[tuple[Tensor, Tensor], ...]
-    """Keys and values (B, heads, T, head dim) of each block's cross-attention; empty without it."""
 
 
 def sinusoid(position: Tensor, width: int, longest_period: float) -> Tensor:

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from wovr.dit.rope import Rotation, rotate
 
+KeysValues = tuple[Tensor, Tensor]
+"""What attention reads of a sequence of tokens."""
+
 
 def linear(inputs: int, outputs: int, parts: int = 1) -> nn.Linear:
     """A linear as Wan initialises it: zero bias, Xavier weight, drawn for each of the fused `parts` by itself."""
@@ -83,15 +86,20 @@ class SelfAttention(nn.Module):
         self.norm_q = RMSNorm(width, eps, scale=(width // heads) ** -0.5)
         self.norm_k = RMSNorm(width, eps)
 
-    def forward(self, x_BND: Tensor, rotation: Rotation, queries: int) -> Tensor:
-        """Outputs (B, queries, D) of the last `queries` tokens, which attend to all N."""
+    def forward(
+        self, x_BND: Tensor, rotation: Rotation, queries: int, before: KeysValues | None = None
+    ) -> tuple[Tensor, KeysValues]:
+        """Outputs (B, queries, D) of the last `queries` tokens, which attend to all N, and the keys and values
+        (B, N, H, E) of these. Tokens `before` them, known by their keys and values, are attended to as well."""
         first = x_BND.shape[1] - queries
         q_BND, k_BND, v_BND = self.qkv(x_BND).chunk(3, dim=-1)
         query_rotation = (rotation[0][first:], rotation[1][first:])
         q_BNHE = rotate(self._heads(self.norm_q(q_BND[:, first:])), query_rotation).to(v_BND.dtype)
         k_BNHE = rotate(self._heads(self.norm_k(k_BND)), rotation).to(v_BND.dtype)
-        y_BHNE = attend(q_BNHE.transpose(1, 2), k_BNHE.transpose(1, 2), self._heads(v_BND).transpose(1, 2))
-        return self.o(y_BHNE.transpose(1, 2).flatten(2))
+        own = k_BNHE, self._heads(v_BND)
+        k_BNHE, v_BNHE = own if before is None else (torch.cat(pair, 1) for pair in zip(before, own, strict=True))
+        y_BHNE = attend(q_BNHE.transpose(1, 2), k_BNHE.transpose(1, 2), v_BNHE.transpose(1, 2))
+        return self.o(y_BHNE.transpose(1, 2).flatten(2)), own
 
     def _heads(self, x_BND: Tensor) -> Tensor:
         return x_BND.unflatten(-1, (self.heads, -1))
@@ -109,12 +117,12 @@ class CrossAttention(nn.Module):
         self.norm_q = RMSNorm(width, eps, scale=(width // heads) ** -0.5)
         self.norm_k = RMSNorm(width, eps)
 
-    def keys_values(self, tokens_BTD: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(self, tokens_BTD: Tensor) -> KeysValues:
         """(B, H, T, E) each."""
         k_BTD, v_BTD = self.kv(tokens_BTD).chunk(2, dim=-1)
         return self._heads(self.norm_k(k_BTD).to(v_BTD.dtype)), self._heads(v_BTD)
 
-    def forward(self, x_BND: Tensor, keys_values: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x_BND: Tensor, keys_values: KeysValues) -> Tensor:
         """(B, N, D)."""
         q_BND = self.q(x_BND)
         y_BHNE = attend(self._heads(self.norm_q(q_BND).to(q_BND.dtype)), *keys_values)
@@ -142,16 +150,20 @@ class Block(nn.Module):
         x_BLSD: Tensor,
         time_BL6D: Tensor,
         rotation: Rotation,
-        action_keys_values: tuple[Tensor, Tensor] | None,
+        action_keys_values: KeysValues | None,
         outputs: int,
-    ) -> Tensor:
-        """Tokens of the last `outputs` latent frames (B, outputs, S, D). All frames serve as keys and values."""
+        before: KeysValues | None = None,
+    ) -> tuple[Tensor, KeysValues]:
+        """Tokens of the last `outputs` latent frames (B, outputs, S, D), and self-attention's keys and values.
+
+        All frames serve as keys and values, and so do the latents `before` them, if any.
+        """
         L, S = x_BLSD.shape[1:3]
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation(self.modulation, time_BL6D, x_BLSD.dtype)
         last = slice(L - outputs, None)
 
         y_BLSD = modulate(self.norm1(x_BLSD), shift1, scale1)
-        y_BND = self.self_attn(y_BLSD.flatten(1, 2), rotation, queries=outputs * S)
+        y_BND, keys_values = self.self_attn(y_BLSD.flatten(1, 2), rotation, outputs * S, before)
         x_BLSD = torch.addcmul(x_BLSD[:, last], y_BND.unflatten(1, (outputs, S)), gate1[:, last])
 
         if self.cross_attn is not None and self.norm3 is not None:
@@ -160,9 +172,9 @@ class Block(nn.Module):
             x_BLSD = x_BLSD + y_BND.unflatten(1, (outputs, S))
 
         y_BLSD = self.ffn(modulate(self.norm2(x_BLSD), shift2[:, last], scale2[:, last]))
-        return torch.addcmul(x_BLSD, y_BLSD, gate2[:, last])
+        return torch.addcmul(x_BLSD, y_BLSD, gate2[:, last]), keys_values
 
-    def action_keys_values(self, tokens_BTD: Tensor) -> tuple[Tensor, Tensor]:
+    def action_keys_values(self, tokens_BTD: Tensor) -> KeysValues:
         """Keys and values (B, H, T, E) of action tokens, for `forward`."""
         assert self.cross_attn is not None
         return self.cross_attn.keys_values(tokens_BTD)

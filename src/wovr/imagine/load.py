@@ -1,7 +1,9 @@
 """Imagination from a run folder: which files it is made of, and how they are read.
 
-A world model is two files, `codec.safetensors` and `dit.safetensors`; the header of the second says for which context,
-flow and chunk length the network was trained. Refinement writes newer files under `refine/round_N`; the newest serve.
+A world model is two files, `world_model/codec.safetensors` and `world_model/dit.safetensors`; the header of the second
+says for which context, flow and chunk length the network was trained. True frames are encoded by the codec in
+`codec/codec.safetensors`; the world model's has the same encoder, and a decoder that has seen imagined latents.
+Refinement writes newer files under `refine/round_N`; the newest serve.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from wovr.kir.bank import KeyframeBank
 from wovr.kir.sampler import SamplerConfig
 from wovr.reward.classifier import RewardClassifier, RewardClassifierConfig
 
-CODEC = Path("world_model/codec.safetensors")
+CODEC = Path("codec/codec.safetensors")
+WORLD_CODEC = Path("world_model/codec.safetensors")
 DIT = Path("world_model/dit.safetensors")
 REWARD = Path("reward/classifier.safetensors")
 BANK = Path("keyframes/bank.safetensors")
@@ -43,7 +46,7 @@ def newest(run: Path, artifact: Path) -> Path:
     for folder in [*rounds, run]:
         if (folder / artifact).is_file():
             return folder / artifact
-    command = "train-wm" if artifact.parts[0] == "world_model" else "run"
+    command = "train-wm" if artifact in (CODEC, WORLD_CODEC, DIT) else "run"
     raise UserError(f"{run / artifact}: expected this file, found none; run `wovr {command} CONFIG` first")
 
 
@@ -119,7 +122,7 @@ def make_imagined(
     """
     folder = Path(run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_world_model(newest(folder, CODEC), newest(folder, DIT), device, precision)
+    model = load_world_model(newest(folder, WORLD_CODEC), newest(folder, DIT), device, precision)
     world = ImaginedWorld(model, load_reward(newest(folder, REWARD), device), max_episode_steps)
     return ImaginedVectorEnv(
         world,

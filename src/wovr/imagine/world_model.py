@@ -107,12 +107,12 @@ class WorldModel:
         assert len(state) == len(actions_BHA) == len(noise_BLChw)
         dtype = next(self.dit.parameters()).dtype
         context_BLChw = torch.cat([state.reference_BLChw, state.memory_BLChw], dim=1).to(dtype)
-        actions = self.dit.precompute_actions(self._window_actions(state, actions_BHA))
+        shared = self.dit.precompute(self._window_actions(state, actions_BHA), context_BLChw)
 
         def velocity(new_BLChw: Tensor, sigma: float) -> Tensor:
             sigma_B = new_BLChw.new_full((len(new_BLChw),), sigma)
             window_BLChw = torch.cat([context_BLChw, new_BLChw.to(dtype)], dim=1)
-            v_BLChw: Tensor = self.dit(window_BLChw, timesteps(self.layout, sigma_B), actions, new_only=True)
+            v_BLChw: Tensor = self.dit(window_BLChw, timesteps(self.layout, sigma_B), shared, new_only=True)
             return v_BLChw
 
         new_BLChw = euler(velocity, noise_BLChw, solver_sigmas(self.flow))

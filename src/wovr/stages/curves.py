@@ -11,7 +11,13 @@ from markupsafe import Markup
 from wovr.stages.plots import Series, lines, stacked
 
 Record = Mapping[str, Any]
-LOSSES = {"sft": "Base policy", "codec": "Codec", "reward": "Reward classifier", "world_model": "World model"}
+LOSSES = {
+    "sft": "Base policy",
+    "codec": "Codec",
+    "reward": "Reward classifier",
+    "world_model": "World model",
+    "decoder": "Decoder for imagined latents",
+}
 """Stages that fit a network, in the order in which they are shown."""
 VALIDATION = {
     "agreement": "success agrees",

@@ -102,6 +102,15 @@ class WorldStageConfig(Config):
     )
 
 
+class DecoderStageConfig(Config):
+    """The codec's decoder, trained on latents that the world model imagined."""
+
+    true_fraction: float = Field(0.25, ge=0, le=1)
+    """Share of latents of true frames among them."""
+    train: TrainConfig | None = None
+    """None keeps the codec as it is (the paper)."""
+
+
 class RLConfig(Config):
     """Reinforcement learning in imagination."""
 
@@ -129,6 +138,8 @@ class RefineConfig(Config):
     world_steps: int = Field(600, ge=1)
     """Training steps of the world model on the mixture of old and new rollouts."""
     reward_steps: int = Field(200, ge=1)
+    decoder_steps: int = Field(400, ge=1)
+    """Of the decoder, where `decoder.train` asks for it at all."""
     updates: int = Field(20, ge=0)
     """RL updates that follow."""
 
@@ -156,6 +167,7 @@ class Experiment(Config):
     codec: CodecStageConfig
     reward: RewardStageConfig = RewardStageConfig()
     world_model: WorldStageConfig = WorldStageConfig()
+    decoder: DecoderStageConfig = DecoderStageConfig()
     keyframes: MineConfig = MineConfig()
     rl: RLConfig = RLConfig()
     refine: RefineConfig = RefineConfig()

@@ -4,7 +4,7 @@ Every frame index e of an episode has a group latent G[e], the code of the four 
 o_0). One array then serves every window: reference G[0], memory G[t], new G[t + 4] and G[t + 8].
 
 Legend: E episodes, N frames of all episodes, B batch, L latent frames of a window, C latent channels, h w latent
-height and width, T actions of a window, A action dims.
+height and width, T actions of a window, A action dims, R noised copies of the windows of a batch, N new latents.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from wovr.codec.conv import ConvCodec
 from wovr.core.config import Config
+from wovr.core.errors import UserError
 from wovr.core.log import RunLog
 from wovr.core.seed import normal, stream
 from wovr.core.train import LossFn
@@ -41,6 +42,19 @@ class WorldLossConfig(Config):
     cover a few cells of 64, and all that RL asks is what becomes of them."""
     motion_scale: float = Field(0.5, gt=0)
     """Root mean square change of a cell (latents have unit variance) that gets half of the extra weight."""
+    copies: int = Field(1, ge=1)
+    """Noised copies of each window, at sigmas spread over their range; more than one asks for `dit.causal_context`,
+    where they share one pass over the context, so that most tokens are supervised."""
+
+
+def check_fit(dit: ActionDiT, channels: int, loss: WorldLossConfig) -> None:
+    """UserError where the network does not fit the codec's latent channels or the number of noised copies."""
+    if dit.config.channels != channels:
+        raise UserError(
+            f"world model: expected {channels} latent channels as the codec has, found {dit.config.channels}"
+        )
+    if loss.copies > 1 and not dit.config.causal_context:
+        raise UserError(f"world model: expected loss.copies=1 without a causal context, found {loss.copies}")
 
 
 class LatentEpisodes:
@@ -95,9 +109,11 @@ class WorldBatches:
         layout: Layout,
         *,
         batch_size: int,
+        copies: int,
         seed: int,
     ) -> None:
         self.data, self.context, self.batch_size, self.seed = data, context, batch_size, seed
+        self.noise_frames = layout.context + copies * layout.new
         self.horizon = FRAMES_PER_LATENT * layout.new
         self.index = WindowIndex(data.steps, horizon=self.horizon, config=windows)
 
@@ -107,10 +123,11 @@ class WorldBatches:
         latents_BLChw, actions_BTA = self.data.windows(
             *self.index.draw(rng, self.batch_size), self.context, self.horizon
         )
+        noise_shape = (self.batch_size, self.noise_frames, *latents_BLChw.shape[2:])
         return {
             "latents_BLChw": latents_BLChw,
             "actions_BTA": actions_BTA,
-            "noise_BLChw": normal(tuple(latents_BLChw.shape), self.seed, "world-train-noise", step),
+            "noise_BFChw": normal(noise_shape, self.seed, "world-train-noise", step),
             "uniform_B": torch.from_numpy(rng.random(self.batch_size, dtype=np.float32)),
             "memory_uniform_B": torch.from_numpy(rng.random(self.batch_size, dtype=np.float32)),
         }
@@ -121,25 +138,40 @@ def world_loss(context: ContextConfig, flow: FlowConfig, layout: Layout, weights
 
     def loss(model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         assert isinstance(model, ActionDiT)
-        clean_BLChw = batch["latents_BLChw"]
-        sigma_B = train_sigmas(flow, batch["uniform_B"])
-        noised_BLChw, timesteps_BL, target_BNChw = noised_window(
+        clean_RLChw = batch["latents_BLChw"].repeat_interleave(weights.copies, 0)
+        sigma_R = train_sigmas(flow, _spread(batch["uniform_B"], weights.copies))
+        noised_RLChw, timesteps_RL, target_RNChw = noised_window(
             context,
             layout,
-            clean_BLChw,
-            batch["noise_BLChw"],
-            sigma_B,
-            memory_sigmas(context, batch["memory_uniform_B"]),
+            clean_RLChw,
+            _noise_of_copies(batch["noise_BFChw"], layout, weights.copies),
+            sigma_R,
+            memory_sigmas(context, batch["memory_uniform_B"]).repeat_interleave(weights.copies, 0),
         )
-        velocity_BNChw = model(noised_BLChw, timesteps_BL, batch["actions_BTA"], new_only=True)
-        new_BNChw = clean_BLChw[:, layout.context :]
-        change_BNhw = (new_BNChw - clean_BLChw[:, layout.context - 1 : layout.context]).square().mean(2).sqrt()
-        weight_BNhw = 1 + weights.motion_weight * change_BNhw / (change_BNhw + weights.motion_scale)
-        loss_B = velocity_loss(velocity_BNChw, target_BNChw, weight_BNhw) * train_weights(flow, sigma_B)
-        plain_B = velocity_loss(velocity_BNChw.detach(), target_BNChw)
-        return loss_B, {"velocity_error": plain_B}
+        velocity_RNChw = model(noised_RLChw, timesteps_RL, batch["actions_BTA"], new_only=True)
+        new_RNChw = clean_RLChw[:, layout.context :]
+        change_RNhw = (new_RNChw - clean_RLChw[:, layout.context - 1 : layout.context]).square().mean(2).sqrt()
+        weight_RNhw = 1 + weights.motion_weight * change_RNhw / (change_RNhw + weights.motion_scale)
+        loss_R = velocity_loss(velocity_RNChw, target_RNChw, weight_RNhw) * train_weights(flow, sigma_R)
+        plain_R = velocity_loss(velocity_RNChw.detach(), target_RNChw)
+        return loss_R.unflatten(0, (-1, weights.copies)).mean(1), {
+            "velocity_error": plain_R.unflatten(0, (-1, weights.copies)).mean(1)
+        }
 
     return loss
+
+
+def _spread(uniform_B: Tensor, copies: int) -> Tensor:
+    """Uniform numbers (B copies,): those of one window lie 1 / copies apart."""
+    steps = torch.arange(copies, device=uniform_B.device) / copies
+    return ((uniform_B[:, None] + steps) % 1).flatten()
+
+
+def _noise_of_copies(noise_BFChw: Tensor, layout: Layout, copies: int) -> Tensor:
+    """(B copies, L, C, h, w) of F = context + copies * new frames: the context's noise is shared."""
+    context_BKChw, new_BMChw = noise_BFChw.split((layout.context, copies * layout.new), dim=1)
+    new_RNChw = new_BMChw.unflatten(1, (copies, layout.new)).flatten(0, 1)
+    return torch.cat((context_BKChw.repeat_interleave(copies, 0), new_RNChw), dim=1)
 
 
 def _encode(codec: ConvCodec, episode: Episode, group: int) -> Tensor:

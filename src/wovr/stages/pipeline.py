@@ -38,17 +38,20 @@ class Stage:
 STAGES: dict[str, Stage] = {
     "sft": Stage("sft", "wovr.stages.sft", (), "-", "episodes, sft"),
     "collect": Stage("collect", "wovr.stages.collect", ("sft",), "sft", "episodes"),
-    "codec": Stage("train-wm", "wovr.stages.train_codec", ("collect",), "episodes", "world_model/codec"),
-    "reward": Stage("train-wm", "wovr.stages.train_reward", ("codec",), "episodes, world_model/codec", "reward"),
+    "codec": Stage("train-wm", "wovr.stages.train_codec", ("collect",), "episodes", "codec"),
+    "reward": Stage("train-wm", "wovr.stages.train_reward", ("codec",), "episodes, codec", "reward"),
     "world_model": Stage(  # after the reward, since its validation is agreement about success
-        "train-wm", "wovr.stages.train_wm", ("reward",), "episodes, world_model/codec, reward", "world_model/dit"
+        "train-wm", "wovr.stages.train_wm", ("reward",), "episodes, codec, reward", "world_model/dit"
     ),
-    "keyframes": Stage("rl", "wovr.stages.keyframes", ("world_model",), "episodes, world_model, reward", "keyframes"),
+    "decoder": Stage(
+        "train-wm", "wovr.stages.train_decoder", ("world_model",), "episodes, codec, world_model", "world_model/codec"
+    ),
+    "keyframes": Stage("rl", "wovr.stages.keyframes", ("decoder",), "episodes, world_model, reward", "keyframes"),
     "rl": Stage("rl", "wovr.stages.rl", ("keyframes",), "sft, world_model, reward, keyframes", "rl"),
     "refine": Stage("refine", "wovr.stages.refine", ("rl",), "all of the above", "episodes, refine/round_N"),
     "eval": Stage("eval", "wovr.stages.evaluate", ("sft",), "sft, rl, refine", "eval"),
     "hallucination": Stage(
-        "eval", "wovr.stages.hallucination", ("world_model",), "episodes, world_model, refine", "hallucination"
+        "eval", "wovr.stages.hallucination", ("decoder",), "episodes, world_model, refine", "hallucination"
     ),
     "report": Stage("report", "wovr.stages.report", ("sft",), "all of the above", "report"),
 }

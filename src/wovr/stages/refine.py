@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from wovr.imagine.load import BANK, CODEC, DIT, REWARD, load_codec, load_dit, load_reward, newest
+from wovr.core.train import TrainConfig
+from wovr.imagine.load import BANK, CODEC, DIT, REWARD, WORLD_CODEC, load_codec, load_dit, load_reward, newest
 from wovr.imagine.world_model import for_inference
 from wovr.kir.bank import KeyframeBank
 from wovr.stages import keyframes
@@ -16,6 +17,7 @@ from wovr.stages.data import names_of, refine_purpose, split
 from wovr.stages.experiment import Workplace
 from wovr.stages.rl import IMAGINATION, train_policy
 from wovr.stages.sft import load_policy
+from wovr.stages.train_decoder import train_decoder
 from wovr.stages.train_reward import train_reward
 from wovr.stages.train_wm import train_world_model
 from wovr.stages.true_rollouts import collect_episodes
@@ -58,7 +60,7 @@ def _round(place: Workplace, number: int) -> dict[str, Any]:
         first_init=number * FIRST_INIT,
     )
     summary: dict[str, Any] = {}
-    if not (folder / DIT).is_file():
+    if not (folder / WORLD_CODEC).is_file():
         summary |= _refine_models(place, number, before, folder)
     if not (folder / BANK).is_file():
         _mine_again(place, purpose, before, folder)
@@ -76,27 +78,32 @@ def _round(place: Workplace, number: int) -> dict[str, Any]:
 
 
 def _refine_models(place: Workplace, number: int, before: Path, folder: Path) -> dict[str, Any]:
-    """Reward first, since the world model's validation is agreement about success."""
+    """Reward first, since the world model's validation is agreement about success. The decoder comes last."""
     config = place.experiment
     train, held = place.training_data(rounds=number)
     codec = for_inference(load_codec(place.run.path / CODEC))
-    steps = {"steps": config.refine.reward_steps}
-    summary = {
-        "reward": train_reward(
+    summary: dict[str, Any] = {}
+    if not (folder / DIT).is_file():
+        summary["reward"] = train_reward(
             place,
             load_reward(before / REWARD).train().requires_grad_(True),
             codec,
             train,
             [episode for _, episode in held],
-            config.reward.train.model_copy(update=steps),
+            _shorter(config.reward.train, config.refine.reward_steps),
             folder / REWARD,
         )
-    }
-    settings = config.world_model.train.model_copy(update={"steps": config.refine.world_steps})
-    dit, _, _ = load_dit(before / DIT)
-    reward = load_reward(folder / REWARD)
-    summary["world_model"] = train_world_model(place, dit, codec, reward, train, held, settings, folder / DIT)
+        settings = _shorter(config.world_model.train, config.refine.world_steps)
+        dit, _, _ = load_dit(before / DIT)
+        reward = load_reward(folder / REWARD)
+        summary["world_model"] = train_world_model(place, dit, codec, reward, train, held, settings, folder / DIT)
+    decoder = config.decoder.train and _shorter(config.decoder.train, config.refine.decoder_steps)
+    summary["decoder"] = train_decoder(place, load_codec(before / WORLD_CODEC), folder, train, held, decoder)
     return summary
+
+
+def _shorter(settings: TrainConfig, steps: int) -> TrainConfig:
+    return settings.model_copy(update={"steps": steps})
 
 
 def _mine_again(place: Workplace, purpose: str, before: Path, folder: Path) -> None:

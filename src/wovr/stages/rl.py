@@ -13,7 +13,7 @@ from typing import Any
 from wovr.core.checkpoint import save_model
 from wovr.core.train import Trainer
 from wovr.envs.chunked import ChunkedSimulator
-from wovr.imagine.load import BANK, CODEC, DIT, REWARD, load_reward, load_world_model
+from wovr.imagine.load import BANK, DIT, REWARD, WORLD_CODEC, load_reward, load_world_model
 from wovr.imagine.rollout import RolloutBatch, rollout
 from wovr.imagine.world import ImaginedWorld
 from wovr.kir.bank import KeyframeBank
@@ -72,7 +72,7 @@ def train_policy(
 
 def _in_imagination(place: Workplace, folder: Path) -> Roll:
     config, experiment = place.experiment.rl, place.experiment
-    model = load_world_model(place.run.path / CODEC, folder / DIT, place.dist.device)
+    model = load_world_model(folder / WORLD_CODEC, folder / DIT, place.dist.device)
     world = ImaginedWorld(model, load_reward(folder / REWARD, place.dist.device), experiment.simulator.horizon)
     bank = KeyframeBank.load(folder / BANK)
 

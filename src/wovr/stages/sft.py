@@ -44,7 +44,7 @@ def run(place: Workplace) -> dict[str, Any]:
         name="sft",
     )
     save_model(place.run.path / POLICY, result.model, config.policy)
-    result.state.unlink(missing_ok=True)
+    result.clean()
     return {"demonstrations": len(episodes), "loss": result.history[-1]["loss"]}
 
 

@@ -22,7 +22,7 @@ CALIBRATION_BATCHES = 8
 
 
 def run(place: Workplace) -> dict[str, Any]:
-    """Write `world_model/codec.safetensors`; the summary holds its PSNR on held-out frames."""
+    """Write `codec/codec.safetensors`; the summary holds its PSNR on held-out frames."""
     config = place.experiment.codec
     train, held = place.training_data()
     seed_everything(place.experiment.seed)
@@ -34,7 +34,7 @@ def run(place: Workplace) -> dict[str, Any]:
             config.data,
             config.train,
             seed=place.experiment.seed,
-            folder=place.run.folder("world_model"),
+            folder=place.run.folder("codec"),
             log=place.log,
             dist=place.dist,
         )
@@ -59,7 +59,7 @@ def fit_codec(
     assert isinstance(result.model, ConvCodec)
     sample = torch.cat([batches.at(settings.steps + i)["frames_BFHWC"] for i in range(CALIBRATION_BATCHES)])
     result.model.calibrate(result.model.encode_groups(sample))
-    result.state.unlink(missing_ok=True)
+    result.clean()
     return result.model
 
 

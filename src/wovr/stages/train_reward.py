@@ -70,7 +70,7 @@ def train_reward(
     )
     classifier.calibrated(chosen.threshold, chosen.hold)
     save_model(path, classifier, classifier.config)
-    result.state.unlink(missing_ok=True)
+    result.clean()
     true = [probabilities(classifier, episode.frames_THWC, episode.instruction)[1:] for episode in held_out]
     return {"reconstructed": _summary(chosen), "true_frames_agreement": _agreement(classifier, true, succeeded_E)}
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from wovr.codec.conv import ConvCodec
+from wovr.core.checkpoint import read_json
 from wovr.core.errors import UserError
 from wovr.core.seed import seed_everything, stream
 from wovr.core.train import TrainConfig, fit
@@ -19,7 +20,7 @@ from wovr.imagine.world_model import WorldModel, for_inference
 from wovr.reward.classifier import RewardClassifier
 from wovr.stages.experiment import Workplace
 from wovr.stages.hallucination import replay_agreement
-from wovr.stages.latents import LatentEpisodes, WorldBatches, world_loss
+from wovr.stages.latents import LatentEpisodes, WorldBatches, check_fit, world_loss
 
 VALIDATION_EPISODES = 60
 
@@ -30,19 +31,31 @@ def run(place: Workplace) -> dict[str, Any]:
     train, held = place.training_data()
     seed_everything(config.seed)
     codec = for_inference(load_codec(place.run.path / CODEC))
-    settings = config.world_model
-    if settings.pretrained:
-        dit, context, _ = load_dit(settings.pretrained)
-        if context.memory_frames != settings.context.memory_frames or context.reference != settings.context.reference:
-            raise UserError(
-                f"{settings.pretrained}: expected a network for memory_frames={settings.context.memory_frames} and "
-                f"reference={settings.context.reference}, found {context.memory_frames} and {context.reference}; "
-                "set world_model.pretrained=null to train from scratch"
-            )
-    else:
-        dit = ActionDiT(settings.dit, layout(settings.context, config.policy.chunk_length))
+    dit = backbone(place)
     reward = load_reward(place.run.path / REWARD)
-    return train_world_model(place, dit, codec, reward, train, held, settings.train, place.run.path / DIT)
+    return train_world_model(place, dit, codec, reward, train, held, config.world_model.train, place.run.path / DIT)
+
+
+def backbone(place: Workplace) -> ActionDiT:
+    """The network before training. What pretraining cost in true rollouts, by the weights' card, goes to the ledger.
+
+    Raises UserError where the pretrained network has another context.
+    """
+    settings = place.experiment.world_model
+    if settings.pretrained is None:
+        return ActionDiT(settings.dit, layout(settings.context, place.experiment.policy.chunk_length))
+    dit, context, _ = load_dit(settings.pretrained)
+    if context.memory_frames != settings.context.memory_frames or context.reference != settings.context.reference:
+        raise UserError(
+            f"{settings.pretrained}: expected a network for memory_frames={settings.context.memory_frames} and "
+            f"reference={settings.context.reference}, found {context.memory_frames} and {context.reference}; "
+            "set world_model.pretrained=null to train from scratch"
+        )
+    card = settings.pretrained.parent / "card.json"
+    spent = read_json(card).get("true_rollouts") if card.is_file() else None
+    if spent:
+        place.run.add_rollouts("pretraining", **spent, stage="world_model", key="pretraining")
+    return dit
 
 
 def train_world_model(
@@ -57,10 +70,7 @@ def train_world_model(
 ) -> dict[str, Any]:
     """Train `dit` on these episodes and write it to `path`; refinement calls this too."""
     config = place.experiment.world_model
-    if codec.channels != dit.config.channels:
-        raise UserError(
-            f"world model: expected {codec.channels} latent channels as the codec has, found {dit.config.channels}"
-        )
+    check_fit(dit, codec.channels, config.loss)
     data = LatentEpisodes(train, codec, place.log, still=config.context.memory_frames == 1)
     batches = WorldBatches(
         data,
@@ -68,10 +78,10 @@ def train_world_model(
         config.context,
         dit.layout,
         batch_size=settings.batch_size,
+        copies=config.loss.copies,
         seed=place.experiment.seed,
     )
-    rng = stream(place.experiment.seed, "validation-episodes")
-    chosen = [held[i] for i in sorted(rng.permutation(len(held))[:VALIDATION_EPISODES])]
+    chosen = validation_episodes(place, held)
     result = fit(
         dit,
         world_loss(config.context, config.flow, dit.layout, config.loss),
@@ -82,11 +92,18 @@ def train_world_model(
         log=place.log,
         name="world_model",
         validate=lambda model: validation(place, model, codec, reward, chosen),
+        score="agreement",
     )
     assert isinstance(result.model, ActionDiT)
     save_dit(path, result.model, config.context, config.flow)
-    result.state.unlink(missing_ok=True)
-    return {key: value for key, value in result.history[-1].items() if key.startswith("validation/")}
+    result.clean()
+    return result.validation
+
+
+def validation_episodes(place: Workplace, held: list[tuple[str, Episode]]) -> list[tuple[str, Episode]]:
+    """Those of the held-out episodes that judge the world model while it trains."""
+    rng = stream(place.experiment.seed, "validation-episodes")
+    return [held[i] for i in sorted(rng.permutation(len(held))[:VALIDATION_EPISODES])]
 
 
 def validation(

@@ -1,0 +1,175 @@
+"""Train the codec's decoder on what the world model imagines.
+
+Imagined latents lie beside those of true frames: a carried block, whose code changes with every fraction of a pixel,
+comes out as a smear, and the reward misses it. A decoder that is shown imagined latents beside the frames that truly
+followed learns to draw the block where the gripper is. The encoder, and so every latent, stays as it is.
+
+Departure: the paper keeps Wan's VAE frozen.
+
+Legend: J imagined stretches, N groups, B batch, F frames of a group (4), C latent channels, h w latent height and
+width; images are height x width x 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wovr.codec.conv import GROUP, CodecDataConfig, ConvCodec, pixel_loss, weighted_groups
+from wovr.core.checkpoint import save_model
+from wovr.core.errors import UserError
+from wovr.core.log import RunLog
+from wovr.core.seed import normal, stream
+from wovr.core.train import TrainConfig, fit
+from wovr.core.types import Episode
+from wovr.episodes.windows import memory_indices
+from wovr.imagine.load import CODEC, DIT, REWARD, WORLD_CODEC, load_codec, load_dit, load_reward
+from wovr.imagine.world_model import ImaginedState, WorldModel, for_inference
+from wovr.kir.mine import start_state
+from wovr.stages.experiment import Workplace
+from wovr.stages.train_wm import validation, validation_episodes
+
+CHUNKS = 2
+"""Chunks that are imagined from one true state: further on, what truly followed may be another story."""
+IMAGINE_BATCH = 128
+
+
+def run(place: Workplace) -> dict[str, Any]:
+    """Write `world_model/codec.safetensors`; the summary holds the open-loop validation with it."""
+    train, held = place.training_data()
+    path = place.run.path
+    return train_decoder(place, load_codec(path / CODEC), path, train, held, place.experiment.decoder.train)
+
+
+def train_decoder(
+    place: Workplace,
+    codec: ConvCodec,
+    folder: Path,
+    train: list[Episode],
+    held: list[tuple[str, Episode]],
+    settings: TrainConfig | None,
+) -> dict[str, Any]:
+    """Train the decoder of `codec` for the world model below `folder` and write both there; refinement calls this too.
+
+    `settings = None` writes the codec as it is.
+    """
+    config = place.experiment
+    dit, context, flow = load_dit(folder / DIT)
+    network = for_inference(dit)
+    if settings is not None:
+        frozen = for_inference(codec)
+        batches = DecoderBatches(
+            WorldModel(frozen, network, context, flow),
+            frozen,
+            train,
+            config.codec.data,
+            true_fraction=config.decoder.true_fraction,
+            batch_size=settings.batch_size,
+            seed=config.seed,
+            log=place.log,
+        )
+        codec.freeze_encoder()
+        result = fit(
+            codec,
+            decoder_loss,
+            batches.at,
+            settings,
+            dist=place.dist,
+            folder=(folder / WORLD_CODEC).parent,
+            log=place.log,
+            name="decoder",
+        )
+        assert isinstance(result.model, ConvCodec)
+        codec = result.model
+    reward = load_reward(folder / REWARD)
+    found = validation(place, network, for_inference(codec), reward, validation_episodes(place, held))
+    save_model(folder / WORLD_CODEC, codec, codec.config)
+    if settings is not None:
+        result.clean()
+    return found
+
+
+def decoder_loss(model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """`pixel_loss` of what the decoder makes of `DecoderBatches`."""
+    assert isinstance(model, ConvCodec)
+    return pixel_loss(model.draw(batch["latents_BChw"]), batch["frames_BFHWC"], batch["weight_BHW"])
+
+
+class DecoderBatches:
+    """Groups as the world model imagines them, and what truly followed; `at(step)` is a pure function of the step."""
+
+    def __init__(
+        self,
+        model: WorldModel,
+        codec: ConvCodec,
+        episodes: Sequence[Episode],
+        data: CodecDataConfig,
+        *,
+        true_fraction: float,
+        batch_size: int,
+        seed: int,
+        log: RunLog,
+    ) -> None:
+        """`true_fraction` of the samples keep the latents of the true frames, with noise as in the codec's training.
+
+        Raises UserError where no episode holds a chunk.
+        """
+        self.model, self.codec, self.episodes, self.data = model, codec, episodes, data
+        self.true_fraction, self.batch_size, self.seed = true_fraction, batch_size, seed
+        H = model.chunk_length
+        offset_E = stream(seed, "decoder-starts").integers(0, H, len(episodes))
+        starts = [
+            (e, step)
+            for e, episode in enumerate(episodes)
+            for step in range(int(offset_E[e]), len(episode) - H + 1, CHUNKS * H)
+        ]
+        if not starts:
+            raise UserError(f"episodes: expected at least one of {H} steps or more, found {len(episodes)} shorter")
+        latents: list[Tensor] = []
+        self.group_N: list[tuple[int, int]] = []
+        """(episode, last frame) of each group."""
+        with log.progress("imagine for the decoder", len(starts)) as bar:
+            for first in range(0, len(starts), IMAGINE_BATCH):
+                rows = starts[first : first + IMAGINE_BATCH]
+                self._imagine(rows, latents)
+                bar.advance(len(rows))
+        self.latents_NChw = torch.cat(latents)
+
+    def _imagine(self, rows: list[tuple[int, int]], latents: list[Tensor]) -> None:
+        """Append the groups of up to `CHUNKS` chunks from each (episode, step), under the episode's own actions."""
+        model, H = self.model, self.model.chunk_length
+        memory = model.context.memory_frames
+        state: ImaginedState = model.start([start_state(self.episodes[e], "", t, "", memory) for e, t in rows])
+        for chunk in range(CHUNKS):
+            going = [row for row, (e, t) in enumerate(rows) if t + H * (chunk + 1) <= len(self.episodes[e])]
+            if not going:
+                return
+            rows, state = [rows[row] for row in going], state.select(going)
+            at = [(e, t + H * chunk) for e, t in rows]
+            actions_JHA = torch.from_numpy(np.stack([self.episodes[e].actions_TA[t : t + H] for e, t in at]))
+            noise = [normal(model.noise_shape(state), self.seed, "decoder-noise", e, t) for e, t in at]
+            new_JLChw, _, state = model.step(state, actions_JHA.to(model.device), torch.stack(noise).to(model.device))
+            for group in range(new_JLChw.shape[1]):
+                latents.append(new_JLChw[:, group].float().cpu())
+                self.group_N += [(e, t + GROUP * (group + 1)) for e, t in at]
+
+    def at(self, step: int) -> dict[str, Tensor]:
+        """`frames_BFHWC` uint8, `weight_BHW` and `latents_BChw` float32."""
+        random = stream(self.seed, "decoder-groups", step)
+        chosen_B = random.integers(0, len(self.group_N), self.batch_size)
+        others_B = random.random(self.batch_size)
+        owners, ends = zip(*(self.group_N[chosen] for chosen in chosen_B), strict=True)
+        videos = [self.episodes[episode].frames_THWC for episode in owners]
+        groups = weighted_groups(videos, memory_indices(ends, GROUP), others_B, self.data)
+        latents_BChw = self.latents_NChw[torch.from_numpy(chosen_B)]
+        true = round(self.true_fraction * self.batch_size)
+        if true:
+            true_BChw = self.codec.encode_groups(groups["frames_BFHWC"][:true].to(self.model.device)).cpu()
+            noise_BChw = normal(tuple(true_BChw.shape), self.seed, "decoder-true-noise", step)
+            latents_BChw[:true] = true_BChw + self.data.latent_noise * noise_BChw
+        return groups | {"latents_BChw": latents_BChw}

@@ -1,0 +1,67 @@
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tests.stages.test_hallucination import make_episode
+from wovr.codec.conv import CodecDataConfig, ConvCodec, ConvCodecConfig
+from wovr.core.log import RunLog
+from wovr.dit.context import ContextConfig
+from wovr.stages.train_decoder import DecoderBatches
+
+
+@dataclass
+class State:
+    rows: torch.Tensor
+
+    def select(self, rows):
+        return State(self.rows[rows])
+
+
+class Echo:
+    """A world model whose latents are the action that led to the last frame of each group."""
+
+    chunk_length, context, device = 8, ContextConfig(), torch.device("cpu")
+
+    def start(self, starts):
+        return State(torch.arange(len(starts)))
+
+    def noise_shape(self, state):
+        return (2, 3, 8, 8)
+
+    def step(self, state, actions_BHA, noise_BLChw):
+        ends_BLC = actions_BHA[:, [3, 7]]
+        return ends_BLC[..., None, None].expand(-1, -1, -1, 8, 8), None, state
+
+
+def test_imagined_groups_stand_beside_the_frames_that_truly_followed(tmp_path: Path) -> None:
+    episodes = []
+    for number, steps in enumerate((5, 8, 23, 48)):
+        episode = make_episode(number, steps)
+        actions_TA = np.zeros_like(episode.actions_TA)
+        actions_TA[:, 0], actions_TA[:, 1] = number, np.arange(steps)
+        frames_THWC = (
+            np.zeros((steps + 1, 64, 64, 3), np.uint8) + np.arange(steps + 1, dtype=np.uint8)[:, None, None, None]
+        )
+        episodes.append(replace(episode, actions_TA=actions_TA, frames_THWC=frames_THWC))
+    codec = ConvCodec(ConvCodecConfig(channels=3, frame_width=8, group_width=16, blocks=1))
+    log = RunLog(tmp_path, plain=True)
+
+    def batches(true_fraction: float) -> DecoderBatches:
+        return DecoderBatches(
+            Echo(), codec, episodes, CodecDataConfig(), true_fraction=true_fraction, batch_size=64, seed=0, log=log
+        )
+
+    imagined = batches(0.0)
+    assert {episode for episode, _ in imagined.group_N} == {2, 3} | ({1} if (1, 8) in imagined.group_N else set())
+    batch = imagined.at(0)
+    last_B = batch["latents_BChw"][:, 1, 0, 0]
+    assert len(set(last_B.tolist())) > 4
+    for frame in range(4):
+        assert torch.equal(batch["frames_BFHWC"][:, frame, 0, 0, 0], (last_B - 2 + frame).clamp(min=0).byte())
+
+    mixed = batches(0.25).at(0)
+    true_BChw = codec.encode_groups(mixed["frames_BFHWC"][:16])
+    assert (mixed["latents_BChw"][:16] - true_BChw).std() < 0.2, "the codec's own latents, slightly noised"
+    assert torch.equal(mixed["latents_BChw"][16:], batch["latents_BChw"][16:])
