@@ -132,12 +132,27 @@ def test_pictures_show_what_matters():
 
 def test_skill_decides_success_and_near_misses_happen():
     simulator = Tabletop(TabletopConfig())
-    episodes = {skill: demonstrate(simulator, starts(48, 500), skill=skill, seed=0) for skill in (1.0, 0.1)}
+    episodes = {
+        skill: demonstrate(simulator, starts(48, 500), skill=skill, offset=(0.0, 0.0), seed=0) for skill in (1.0, 0.1)
+    }
     rate = {skill: np.mean([episode.success for episode in found]) for skill, found in episodes.items()}
     assert rate[1.0] == 1.0
     assert 0.1 < rate[0.1] < 0.8
     gaps = np.concatenate([episode.states_TS[:, 2] for episode in episodes[0.1]])
     assert (gaps < GAP_EMPTY + 0.5).any(), "fingers that closed on nothing"
+
+
+def test_an_offset_moves_every_aim():
+    simulator = Tabletop(TabletopConfig())
+    grasped = {}
+    for offset in ((0.0, 0.0), (2.0, 3.0)):
+        episodes = demonstrate(simulator, starts(24, 500), skill=1.0, offset=offset, seed=0)
+        first = [int(np.argmax(episode.states_TS[:, 3] >= 0)) for episode in episodes]
+        assert all(first), "a small offset still grasps"
+        closing = [episode.states_TS[t - 3, :2] for t, episode in zip(first, episodes, strict=True)]
+        grasped[offset] = np.array(closing)
+    shift = np.median(grasped[2.0, 3.0] - grasped[0.0, 0.0], axis=0)
+    np.testing.assert_allclose(shift, (2.0, 3.0), atol=0.8)  # where a demonstrator is content with its aim
 
 
 def test_play_uses_other_colours_and_really_grasps():

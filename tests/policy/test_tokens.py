@@ -3,9 +3,17 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 
-from wovr.policy.tokens import ActionBins, chosen_and_entropy, sample_tokens, token_log_probs
+from wovr.core.seed import normal
+from wovr.policy.tokens import (
+    ActionBins,
+    chosen_and_entropy,
+    correlated_uniforms,
+    sample_tokens,
+    token_log_probs,
+)
 
 
 def test_zero_and_the_extremes_are_bin_centres() -> None:
@@ -60,6 +68,19 @@ def test_samples_follow_the_distribution() -> None:
     tokens_BK = sample_tokens(log_probs_V.expand(100, 100, 4), uniforms_BK)
     share_V = torch.bincount(tokens_BK.flatten(), minlength=4) / 10_000
     torch.testing.assert_close(share_V, log_probs_V.exp(), atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.9])
+def test_correlated_draws_keep_each_tokens_distribution(correlation: float) -> None:
+    uniforms_BHA = correlated_uniforms(normal((40_000, 8, 3), 0, "test"), correlation).unflatten(1, (8, 3))
+    quantiles_QHA = torch.quantile(uniforms_BHA, torch.tensor([0.1, 0.5, 0.9]), dim=0)
+    torch.testing.assert_close(
+        quantiles_QHA, torch.tensor([0.1, 0.5, 0.9])[:, None, None].expand(3, 8, 3), atol=0.01, rtol=0
+    )
+    normals_BHA = torch.special.ndtri(uniforms_BHA.double())
+    assert (normals_BHA[:, 0] * normals_BHA[:, 1]).mean().item() == pytest.approx(correlation, abs=0.03)
+    assert (normals_BHA[:, 0] * normals_BHA[:, 3]).mean().item() == pytest.approx(correlation**3, abs=0.03)
+    assert (normals_BHA[:, 2, 0] * normals_BHA[:, 2, 1]).mean().item() == pytest.approx(0, abs=0.03), "dimensions"
 
 
 def test_a_row_is_sampled_alike_in_any_batch() -> None:

@@ -20,11 +20,12 @@ import torch
 from numpy.typing import NDArray
 
 from wovr.core.errors import UserError
-from wovr.core.seed import stream
+from wovr.core.seed import normal
 from wovr.core.types import Actions, Frames
 from wovr.envs.chunked import Chunk, ChunkWorld, TrajectoryKey
 from wovr.metrics.success import first_success
 from wovr.policy.base import Policy, PolicyBatch
+from wovr.policy.tokens import correlated_uniforms
 
 StartT = TypeVar("StartT")
 
@@ -96,6 +97,7 @@ def rollout(
     first_group: int = 0,
     batch_size: int = 128,
     temperature: float = 1.0,
+    correlation: float = 0.0,
     greedy: bool = False,
     limits: Sequence[int] | None = None,
     record: bool = False,
@@ -112,6 +114,7 @@ def rollout(
         first_group: number of the first start where ranks share the starts, so that groups have their own draws.
         batch_size: trajectories that run side by side. It bounds memory and changes nothing else.
         temperature: of the policy's sampling.
+        correlation: of the draws of neighbouring steps (see `correlated_uniforms`).
         greedy: take the likeliest tokens instead of sampling.
         limits: env steps of each start's trajectories, whole chunks, where the horizon does not come first.
         record: keep every frame and simulator state as well.
@@ -132,7 +135,7 @@ def rollout(
         starts_B = [starts[int(row) // group_size] for row in rows_B]
         chunk = world.reset(starts_B, keys)
         log.start(rows_B, chunk, [world.instruction(start) for start in starts_B])
-        _run(world, partial(_act, policy, temperature, greedy), keys, rows_B, chunk, log)
+        _run(world, partial(_act, policy, temperature, correlation, greedy), keys, rows_B, chunk, log)
     return log.batch(trajectory_N // group_size)
 
 
@@ -158,6 +161,7 @@ def _run(
 def _act(
     policy: Policy,
     temperature: float,
+    correlation: float,
     greedy: bool,
     frames_BHWC: Frames,
     instructions: list[str],
@@ -166,9 +170,9 @@ def _act(
 ) -> PolicyBatch:
     if greedy:
         return policy.act(frames_BHWC, instructions, temperature=temperature, uniforms_BK=None)
-    tokens = policy.chunk_length * policy.action_dim
-    draws = [stream(k.seed, "policy-tokens", k.rollout, k.trajectory, c).random(tokens, np.float32) for k in keys]
-    uniforms_BK = torch.from_numpy(np.stack(draws))
+    shape = (policy.chunk_length, policy.action_dim)
+    normals = [normal(shape, key.seed, "policy-tokens", key.rollout, key.trajectory, c) for key in keys]
+    uniforms_BK = correlated_uniforms(torch.stack(normals), correlation)
     return policy.act(frames_BHWC, instructions, temperature=temperature, uniforms_BK=uniforms_BK)
 
 

@@ -9,6 +9,7 @@ Legend: B batch, H chunk length, A action dims, K = H * A tokens (step by step),
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -38,6 +39,20 @@ class ActionBins:
 def token_log_probs(logits_BKV: Tensor, temperature: float) -> Tensor:
     """log softmax(logits / temperature), (B, K, V) float32."""
     return torch.log_softmax(logits_BKV.float() / temperature, dim=-1)
+
+
+def correlated_uniforms(normals_BHA: Tensor, correlation: float) -> Tensor:
+    """Standard normals -> uniforms (B, K) for `sample_tokens`, correlated between neighbouring steps of a chunk.
+
+    A Gaussian copula: an AR(1) process along the H steps of every action dimension, then the normal CDF. Each token keeps
+    its own distribution; only the draws of a dimension go together. Independent ones cancel over a chunk, and
+    exploration that hardly displaces the hand tells the policy gradient little (cf. Eberhard et al. 2023, pink noise).
+    """
+    assert 0 <= correlation < 1
+    steps = [normals_BHA[:, 0]]
+    for h in range(1, normals_BHA.shape[1]):
+        steps.append(correlation * steps[-1] + math.sqrt(1 - correlation**2) * normals_BHA[:, h])
+    return torch.special.ndtr(torch.stack(steps, dim=1)).flatten(1)
 
 
 def sample_tokens(log_probs_BKV: Tensor, uniforms_BK: Tensor) -> Tensor:

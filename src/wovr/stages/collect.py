@@ -20,7 +20,6 @@ def run(place: Workplace) -> dict[str, Any]:
         config.episodes,
         purpose=COLLECT,
         name="base",
-        temperature=config.temperature,
         first_init=0,
     )
     store = place.episodes()

@@ -38,7 +38,9 @@ class SftConfig(Config):
     demonstrations: int = Field(25, ge=1)
     """Per task. Few, so that the base policy has room to fail and to learn."""
     skill: float = Field(0.8, le=1)
-    """Of the scripted demonstrator: 1 never errs."""
+    """Of the scripted demonstrator: 1 never errs by chance."""
+    offset: tuple[float, float] = (0.0, 0.0)
+    """Constant error of its aim (x, y), table units: a badly calibrated hand and eye. The base policy learns it too."""
     shift: int = Field(5, ge=0)
     """Pixels by which training frames are shifted at random."""
     target_sigma: float = Field(0.7, ge=0)
@@ -53,6 +55,8 @@ class CollectConfig(Config):
     """Over all tasks."""
     temperature: float = Field(1.3, gt=0)
     """Above 1 so that near-misses, which the world model must get right, abound."""
+    correlation: float = Field(0.0, ge=0, lt=1)
+    """Of the draws of neighbouring steps: best that of `rl.update`, so that the world model knows such motions."""
     held_out: float = Field(0.1, gt=0, lt=1)
     """Share kept from all training: validation, calibration and the hallucination measures use it."""
     demonstrations: bool = True

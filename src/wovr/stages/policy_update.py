@@ -27,6 +27,8 @@ class UpdateConfig(Config):
     grpo: GRPOConfig = GRPOConfig()
     temperature: float = Field(1.0, gt=0)
     """Of the policy's sampling, in rollout and training alike. The reference uses 1.6 with OpenVLA-OFT."""
+    correlation: float = Field(0.0, ge=0, lt=1)
+    """Of the draws of neighbouring steps while exploring (see `correlated_uniforms`). 0 as in paper and reference."""
     epochs: int = Field(1, ge=1)
     """Passes over the rows of an update."""
     minibatches: int = Field(1, ge=1)

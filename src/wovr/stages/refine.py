@@ -56,7 +56,6 @@ def _round(place: Workplace, number: int) -> dict[str, Any]:
         config.refine.episodes,
         purpose=purpose,
         name=f"rl-round-{number - 1}",
-        temperature=config.collect.temperature,
         first_init=number * FIRST_INIT,
     )
     summary: dict[str, Any] = {}

@@ -111,5 +111,6 @@ def _rollout(
         group_size=config.update.grpo.group_size,
         batch_size=config.rollout_batch,
         temperature=config.update.temperature,
+        correlation=config.update.correlation,
         limits=limits,
     )

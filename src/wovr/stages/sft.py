@@ -93,17 +93,21 @@ def _demonstrate(place: Workplace) -> None:
         return
     config = place.experiment
     starts = training_starts(simulator, config.sft.demonstrations * len(simulator.tasks), FIRST_INIT)
-    episodes = demonstrate(simulator, starts, skill=config.sft.skill, seed=config.seed)
+    episodes = demonstrate(simulator, starts, skill=config.sft.skill, offset=config.sft.offset, seed=config.seed)
     store.append(episodes)
     steps = sum(len(episode) for episode in episodes)
     place.run.add_rollouts(DEMONSTRATIONS, episodes=len(episodes), steps=steps, stage="sft", key=f"{DEMONSTRATIONS}/0")
 
 
-def demonstrate(simulator: Tabletop, starts: list[SimulatorStart], *, skill: float, seed: int) -> list[Episode]:
+def demonstrate(
+    simulator: Tabletop, starts: list[SimulatorStart], *, skill: float, offset: tuple[float, float], seed: int
+) -> list[Episode]:
     """One scripted demonstration per start, to the horizon."""
     observation = simulator.reset(starts)
     hands = [
-        Demonstrator(goal(start.task_id)[0], plates[goal(start.task_id)[1]], skill, stream(seed, "demonstrator", i))
+        Demonstrator(
+            goal(start.task_id)[0], plates[goal(start.task_id)[1]], skill, stream(seed, "demonstrator", i), offset
+        )
         for i, (start, plates) in enumerate(zip(starts, simulator.plates_B22, strict=True))
     ]
     tasks = {task.task_id: task.instruction for task in simulator.tasks}

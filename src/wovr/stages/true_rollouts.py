@@ -31,10 +31,10 @@ def training_starts(simulator: Simulator, count: int, first: int) -> list[Simula
 
 
 def collect_episodes(
-    place: Workplace, policy: Policy, count: int, *, purpose: str, name: str, temperature: float, first_init: int
+    place: Workplace, policy: Policy, count: int, *, purpose: str, name: str, first_init: int
 ) -> None:
     """Add rollouts of `policy` to the store until it holds `count` of `purpose`; goes on where it stopped."""
-    store, simulator = place.episodes(), place.simulator()
+    store, simulator, config = place.episodes(), place.simulator(), place.experiment.collect
     starts = training_starts(simulator, count, first_init)
     world = ChunkedSimulator(simulator, policy.chunk_length, hold=SUCCESS_FRAMES)
     done = len(names_of(store, purpose))
@@ -47,7 +47,8 @@ def collect_episodes(
                 chosen,
                 seed=place.experiment.seed,
                 number=done,
-                temperature=temperature,
+                temperature=config.temperature,
+                correlation=config.correlation,
                 batch_size=SHARD,
                 record=True,
             )

@@ -17,14 +17,25 @@ APPROACH = 13.0
 
 
 class Demonstrator:
-    """Picks one block and puts it at one place. Aim errs by `(1 - skill) * 5` table units, anew at each attempt."""
+    """Picks one block and puts it at one place. Aim errs by `(1 - skill) * 5` table units, anew at each attempt.
 
-    def __init__(self, block: int, place: NDArray[np.float64], skill: float, rng: np.random.Generator) -> None:
+    `offset` (x, y), table units, is added to every aim: the constant error of a badly calibrated hand and eye.
+    """
+
+    def __init__(
+        self,
+        block: int,
+        place: NDArray[np.float64],
+        skill: float,
+        rng: np.random.Generator,
+        offset: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
         self.block = block
         self.place = place
         self._spread = 5.0 * (1.0 - skill)
         self._jitter = 0.3 * (1.0 - skill)
         self._rng = rng
+        self._offset = np.array(offset)
         self._closing = False
         self._wait = 0
         self.done = False
@@ -71,8 +82,8 @@ class Demonstrator:
         return _towards(hand, target), -1.0
 
     def _aim_again(self) -> None:
-        self._grasp_error = self._rng.normal(0.0, 0.6 * self._spread, 2)
-        self._place_error = self._rng.normal(0.0, self._spread, 2)
+        self._grasp_error = self._offset + self._rng.normal(0.0, 0.6 * self._spread, 2)
+        self._place_error = self._offset + self._rng.normal(0.0, self._spread, 2)
         self._closing = False
 
 
