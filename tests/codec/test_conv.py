@@ -76,7 +76,14 @@ def test_decoder_keeps_frames_in_order_and_pixels_in_place(codec: ConvCodec) -> 
         setattr(codec, name, identity)
     latents = codec._latents(frames)
     assert latents.shape == (1, 16 * width, frames.shape[2] // 8, frames.shape[3] // 8)
-    torch.testing.assert_close(codec._pixels(latents) * 127.5 + 127.5, frames.float())
+    torch.testing.assert_close(codec._pixels(latents) * 127.5 + 127.5, frames.float(), atol=1e-3, rtol=0)
+
+
+def test_the_patch_basis_is_undone_and_separates_brightness_from_colour(codec: ConvCodec) -> None:
+    torch.testing.assert_close(codec.analysis_PP @ codec.synthesis_PP, torch.eye(48), atol=1e-6, rtol=0)
+    grey_P = torch.full((48,), 0.5)
+    assert torch.count_nonzero((grey_P @ codec.analysis_PP).abs() > 1e-6) == 1, "one coefficient holds a flat grey"
+    assert not {"analysis_PP", "synthesis_PP"} & codec.state_dict().keys(), "constants are not weights"
 
 
 def test_calibration_gives_unit_latents_and_changes_no_picture(codec: ConvCodec) -> None:

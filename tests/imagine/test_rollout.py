@@ -51,7 +51,7 @@ def test_batch_size_does_not_change_a_trajectory(starts, batch_size):
 def test_latents_do_not_depend_on_what_runs_beside_them(starts):
     """Exact to 1e-5 in fp32, before frames are rounded to bytes."""
     actions = np.random.default_rng(0).uniform(-1, 1, (4, H, A)).astype(np.float32)
-    keys = [TrajectoryKey(1, 0, i) for i in range(4)]
+    keys = [TrajectoryKey(1, 0, i, world=i) for i in range(4)]
     together, alone = make_world(), make_world()
     together.reset(starts, keys)
     together.step(actions)
@@ -78,6 +78,14 @@ def test_members_of_a_group_differ_and_rollouts_too(starts):
     other = rollout(make_world(), FakePolicy(), starts[:1], seed=1, group_size=2, number=1)
     assert not np.array_equal(one.tokens_NCK, other.tokens_NCK)
     assert np.array_equal(one.frames_NCHWC[:, 0], other.frames_NCHWC[:, 0])
+
+
+def test_a_group_shares_the_worlds_noise(starts):
+    """Under the same actions its members imagine the same; another group, with the same start, does not."""
+    batch = rollout(make_world(), FakePolicy(), [starts[0], starts[0]], seed=1, group_size=2, greedy=True)
+    assert np.array_equal(batch.actions_NTA[0], batch.actions_NTA[1])
+    assert np.array_equal(batch.frames_NCHWC[0], batch.frames_NCHWC[1])
+    assert not np.array_equal(batch.frames_NCHWC[0], batch.frames_NCHWC[2])
 
 
 def test_success_stops_a_trajectory_and_nothing_is_computed_for_it(starts):

@@ -41,22 +41,6 @@ def test_weights_load_and_the_card_says_what_they_are(first: Path) -> None:
     assert not list(first.glob("*.state.safetensors"))
 
 
-def test_it_goes_on_from_earlier_weights(first: Path, tmp_path: Path) -> None:
-    pretrain(tmp_path, init=first, dit=TOY["dit"] | {"causal_context": True}, loss={"copies": 2})
-    assert (tmp_path / "codec.safetensors").read_bytes() == (first / "codec.safetensors").read_bytes()
-    before, after = (load_dit(folder / "dit.safetensors")[0] for folder in (first, tmp_path))
-    assert after.config.causal_context
-    for name, value in after.state_dict().items():
-        assert (value - before.state_dict()[name]).abs().max() < 0.01, f"{name} starts elsewhere"
-    assert json.loads((tmp_path / "card.json").read_text())["init"] == json.loads((first / "card.json").read_text())
-
-
-def test_another_network_is_refused_before_any_work(first: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"dit\.safetensors: expected the network of this config"):
-        pretrain(tmp_path / "new", init=first, dit=TOY["dit"] | {"depth": 2})
-    assert not list((tmp_path / "new").glob("*.safetensors"))
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -77,11 +61,3 @@ def test_true_rollouts_of_the_pretraining_go_to_the_ledger_of_a_run(toy, first: 
         for _ in range(2):
             assert backbone(place).config.width == 24
         assert place.run.ledger() == {"pretraining": {"episodes": 4, "steps": 64}}
-
-
-def test_earlier_weights_without_their_card_are_refused_before_any_work(first: Path, tmp_path: Path) -> None:
-    for name in ("codec.safetensors", "dit.safetensors"):
-        (tmp_path / name).write_bytes((first / name).read_bytes())
-    with pytest.raises(UserError, match=r"card\.json: expected a JSON file"):
-        pretrain(tmp_path / "new", init=tmp_path)
-    assert not list((tmp_path / "new").glob("*.safetensors"))

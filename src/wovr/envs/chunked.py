@@ -34,6 +34,9 @@ class TrajectoryKey:
     """Number of the rollout, for example the update that it serves."""
     trajectory: int
     """Number of the trajectory in that rollout, over all ranks."""
+    world: int
+    """Number of the draws with which the world imagines. A group shares them: its trajectories then differ by what the
+    policy did, and not by luck."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,7 +143,7 @@ class ImaginedVectorEnv(VectorEnv):
     def _begin(self, slots: NDArray[np.int64], starts: Sequence[StartState]) -> None:
         self._stop(slots)
         assert self._seed is not None
-        keys = [TrajectoryKey(self._seed, int(self._episodes[slot]), int(slot)) for slot in slots]
+        keys = [TrajectoryKey(self._seed, int(self._episodes[slot]), int(slot), world=int(slot)) for slot in slots]
         self._frames[slots] = self.world.add(starts, keys).frames_BTHWC[:, -1]
         self._slots = np.concatenate([self._slots, slots])
         self._instructions[slots] = [encode_instruction(self.world.instruction(start)) for start in starts]

@@ -131,7 +131,7 @@ def rollout(
     log = _Log(limit_N, world, record)
     for first in range(0, len(trajectory_N), batch_size):
         rows_B = np.arange(first, min(first + batch_size, len(trajectory_N)))
-        keys = [TrajectoryKey(seed, number, int(trajectory)) for trajectory in trajectory_N[rows_B]]
+        keys = [TrajectoryKey(seed, number, int(n), world=int(n) // group_size) for n in trajectory_N[rows_B]]
         starts_B = [starts[int(row) // group_size] for row in rows_B]
         chunk = world.reset(starts_B, keys)
         log.start(rows_B, chunk, [world.instruction(start) for start in starts_B])

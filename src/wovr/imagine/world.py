@@ -52,7 +52,7 @@ class ImaginedWorld:
         assert self._state is not None, "reset comes first"
         shape = self.model.noise_shape(self._state)
         noise = [
-            normal(shape, key.seed, "world-noise", key.rollout, key.trajectory, chunk)
+            normal(shape, key.seed, "world-noise", key.rollout, key.world, chunk)
             for key, chunk in zip(self._keys, self._chunks, strict=True)
         ]
         device = self.model.device

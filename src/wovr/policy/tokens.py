@@ -44,8 +44,8 @@ def token_log_probs(logits_BKV: Tensor, temperature: float) -> Tensor:
 def correlated_uniforms(normals_BHA: Tensor, correlation: float) -> Tensor:
     """Standard normals -> uniforms (B, K) for `sample_tokens`, correlated between neighbouring steps of a chunk.
 
-    A Gaussian copula: an AR(1) process along the H steps of every action dimension, then the normal CDF. Each token keeps
-    its own distribution; only the draws of a dimension go together. Independent ones cancel over a chunk, and
+    A Gaussian copula: an AR(1) process along the H steps of every action dimension, then the normal CDF. Each token
+    keeps its own distribution; only the draws of a dimension go together. Independent ones cancel over a chunk, and
     exploration that hardly displaces the hand tells the policy gradient little (cf. Eberhard et al. 2023, pink noise).
     """
     assert 0 <= correlation < 1

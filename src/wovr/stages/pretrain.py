@@ -6,17 +6,14 @@ The paper fine-tunes a video backbone that was pretrained on the world's videos;
 from __future__ import annotations
 
 import hashlib
-import shutil
-from functools import partial
 from pathlib import Path
 
 from pydantic import Field
 
 from wovr.codec.conv import CodecDataConfig, ConvCodec, ConvCodecConfig
-from wovr.core.checkpoint import read_json, save_model, write_atomic, write_json
+from wovr.core.checkpoint import save_model, write_json
 from wovr.core.config import Config
 from wovr.core.dist import Dist
-from wovr.core.errors import UserError
 from wovr.core.log import RunLog
 from wovr.core.seed import seed_everything
 from wovr.core.train import TrainConfig, fit
@@ -25,7 +22,7 @@ from wovr.dit.context import ContextConfig, layout
 from wovr.dit.model import ActionDiT, DiTConfig
 from wovr.episodes.windows import WindowConfig
 from wovr.flow.schedule import FlowConfig
-from wovr.imagine.load import load_codec, load_dit, save_dit
+from wovr.imagine.load import load_codec, save_dit
 from wovr.imagine.world_model import for_inference
 from wovr.stages.latents import LatentEpisodes, WorldBatches, WorldLossConfig, check_fit, world_loss
 from wovr.stages.play import play_episodes
@@ -36,8 +33,6 @@ class PretrainConfig(Config):
     """What the backbone is and what it is trained on."""
 
     seed: int = 0
-    init: Path | None = None
-    """Folder that an earlier pretraining wrote: its codec is kept, its ActionDiT trained on."""
     episodes: int = Field(4000, ge=1)
     """Episodes of play."""
     steps: int = Field(48, ge=8)
@@ -65,15 +60,13 @@ def run(config: PretrainConfig, folder: Path, log: RunLog, dist: Dist) -> None:
 
     The weights are shipped in bf16, at half the size: whoever loads them trains on in fp32.
     """
-    dit = _backbone(config)
+    seed_everything(config.seed + 1)
+    dit = ActionDiT(config.dit, layout(config.context, CHUNK))
     check_fit(dit, config.codec.channels, config.loss)
-    earlier = read_json(config.init / "card.json") if config.init is not None else None
     folder.mkdir(parents=True, exist_ok=True)
     episodes = play_episodes(config.episodes, config.steps, seed=config.seed, log=log)
     codec_path, dit_path = folder / "codec.safetensors", folder / "dit.safetensors"
-    if config.init is not None:
-        write_atomic(codec_path, partial(shutil.copyfile, config.init / "codec.safetensors"))
-    elif not codec_path.is_file():
+    if not codec_path.is_file():
         seed_everything(config.seed)
         codec = fit_codec(
             ConvCodec(config.codec),
@@ -87,22 +80,7 @@ def run(config: PretrainConfig, folder: Path, log: RunLog, dist: Dist) -> None:
         )
         save_model(codec_path, for_inference(codec, "bf16"), config.codec)
     _train_dit(config, dit, episodes, for_inference(load_codec(codec_path)), dit_path, log, dist)
-    write_json(folder / "card.json", _card(config, [codec_path, dit_path], earlier))
-
-
-def _backbone(config: PretrainConfig) -> ActionDiT:
-    """The network to train, fresh or from `init`. UserError where that is another network."""
-    seed_everything(config.seed + 1)
-    dit = ActionDiT(config.dit, layout(config.context, CHUNK))
-    if config.init is not None:
-        path = config.init / "dit.safetensors"
-        before, context, _ = load_dit(path)
-        load_codec(config.init / "codec.safetensors")
-        expected = config.dit.model_copy(update={"causal_context": before.config.causal_context})
-        if before.config != expected or context != config.context:
-            raise UserError(f"{path}: expected the network of this config, found {before.config} with {context}")
-        dit.load_state_dict(before.state_dict())
-    return dit
+    write_json(folder / "card.json", _card(config, [codec_path, dit_path]))
 
 
 def _train_dit(
@@ -139,15 +117,14 @@ def _train_dit(
     result.clean()
 
 
-def _card(config: PretrainConfig, files: list[Path], earlier: object) -> dict[str, object]:
-    """`earlier` is the card of `init`, or None."""
-    card: dict[str, object] = {
+def _card(config: PretrainConfig, files: list[Path]) -> dict[str, object]:
+    return {
         "command": "make pretrained",
         "licence": "Apache-2.0",
         "data": f"{config.episodes} episodes of {config.steps} steps of undirected play in the tabletop simulator, "
-        "with actions; other layouts and colours than the suite's, no instructions, no success labels",
+        "with actions; other layouts than the suite's, blocks and plates in colours that the suite's do not have, "
+        "no instructions, no success labels",
         "true_rollouts": {"episodes": config.episodes, "steps": config.episodes * config.steps},
-        "config": config.model_dump(mode="json", exclude={"init"}),
+        "config": config.model_dump(mode="json"),
         "sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
     }
-    return card if earlier is None else card | {"init": earlier}

@@ -89,7 +89,7 @@ def replay(
     for i, ((episode, name), step) in enumerate(zip(episodes, start_steps, strict=True)):
         steps = min(horizon, len(episode) - step) // world.chunk_length * world.chunk_length
         if steps > 0 and not episode.success_T[:step].any():
-            cuts.append(_Cut(episode, name, step, steps, TrajectoryKey(seed, ROLLOUT, i)))
+            cuts.append(_Cut(episode, name, step, steps, TrajectoryKey(seed, ROLLOUT, i, world=i)))
     for first in range(0, len(cuts), batch_size):
         yield from _replay_batch(world, cuts[first : first + batch_size])
 

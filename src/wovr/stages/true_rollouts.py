@@ -30,9 +30,7 @@ def training_starts(simulator: Simulator, count: int, first: int) -> list[Simula
     return [SimulatorStart(tasks[i % len(tasks)], base + i // len(tasks)) for i in range(count)]
 
 
-def collect_episodes(
-    place: Workplace, policy: Policy, count: int, *, purpose: str, name: str, first_init: int
-) -> None:
+def collect_episodes(place: Workplace, policy: Policy, count: int, *, purpose: str, name: str, first_init: int) -> None:
     """Add rollouts of `policy` to the store until it holds `count` of `purpose`; goes on where it stopped."""
     store, simulator, config = place.episodes(), place.simulator(), place.experiment.collect
     starts = training_starts(simulator, count, first_init)

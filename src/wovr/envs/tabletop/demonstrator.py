@@ -12,7 +12,7 @@ from wovr.core.types import Actions
 from wovr.envs.tabletop.physics import GAP_OPEN, HAND_HIGH, HAND_LOW, REACH
 from wovr.envs.tabletop.scene import TABLE
 
-APPROACH = 13.0
+APPROACH = 14.0
 """From this far behind a block the open fingers can be aligned without touching it."""
 
 
@@ -54,7 +54,7 @@ class Demonstrator:
             if self._wait > 0 and self._closing:
                 self._wait -= 1
                 return still, 1.0
-            target = self.place + self._place_error - (0.0, state[5 + 3 * held] - hand[1])
+            target = self.place + self._place_error - (0.0, state[5 + 2 * held] - hand[1])
             if held != self.block or np.abs(target - hand).max() < 0.8:
                 self._closing, self._wait, self.done = False, 2, held == self.block
                 return still, -1.0
@@ -68,7 +68,7 @@ class Demonstrator:
             self._aim_again()
         if gap < GAP_OPEN - 0.5:
             return np.array([0.0, -0.7]), -1.0
-        return self._approach(hand, state[4 + 3 * self.block : 6 + 3 * self.block])
+        return self._approach(hand, state[4 + 2 * self.block : 6 + 2 * self.block])
 
     def _approach(self, hand: NDArray[np.float64], block: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
         target = np.clip(block + self._grasp_error, HAND_LOW, HAND_HIGH)
@@ -117,9 +117,7 @@ class Player:
         if self._rng.random() < 0.75:
             anywhere = self._rng.uniform(12, TABLE - 12, 2)
             place = self._plates[self._rng.integers(2)] if self._rng.random() < 0.6 else anywhere
-            self._hand = Demonstrator(
-                int(self._rng.integers(2)), place, float(self._rng.uniform(-0.2, 0.95)), self._rng
-            )
+            self._hand = Demonstrator(int(self._rng.integers(2)), place, float(self._rng.uniform(-0.6, 0.9)), self._rng)
             self._left = 40
         else:
             self._drift = self._rng.uniform(-1, 1, 2)

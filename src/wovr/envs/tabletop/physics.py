@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 
 from wovr.envs.tabletop.scene import BLOCK_HALF, NUM_BLOCKS, SETTLED_RADIUS, TABLE, WELL_RADIUS, Scene, goal
 
-STATE_SIZE = 4 + 3 * NUM_BLOCKS
-"""Gripper x, y, half gap, held block (-1 for none); then x, y, angle of each block. Plates do not move."""
+STATE_SIZE = 4 + 2 * NUM_BLOCKS
+"""Gripper x, y, half gap, held block (-1 for none); then x, y of each block. Plates do not move."""
 
 REACH = 3.0
 """Table units that the gripper moves per step at full command."""
-HAND_LOW, HAND_HIGH = (8.0, 6.0), (TABLE - 8.0, TABLE - 6.0)
+HAND_LOW, HAND_HIGH = (10.0, 6.0), (TABLE - 10.0, TABLE - 6.0)
 """Corners of the box that the gripper's centre stays in."""
-GAP_OPEN = 7.5
+GAP_OPEN = 9.5
 GAP_EMPTY = 1.0
-GAP_RATE = 3.5
+GAP_RATE = 4.0
 """Half gap between the fingers: open, closed on nothing, and its change per step."""
-FINGER_HALF = (1.5, 3.5)
-GRASP_REACH = 4.5
+FINGER_HALF = (2.0, 4.0)
+GRASP_REACH = 5.5
 """Farthest a block's centre may lie along the fingers and still be held."""
 SUBSTEPS = 4
 _RELEASED = pymunk.ShapeFilter()
@@ -79,7 +79,7 @@ class Table:
 
     def state(self) -> NDArray[np.float64]:
         """(STATE_SIZE,) as the constant's docstring lists it."""
-        blocks = [value for body in self._blocks for value in (body.position.x, body.position.y, body.angle)]
+        blocks = [value for body in self._blocks for value in body.position]
         return np.array([*self.gripper, self.gap, self.held, *blocks])
 
     def _move_fingers(self, velocity: tuple[float, float], closing: bool) -> None:
@@ -110,7 +110,6 @@ class Table:
     def _lift(self, index: int) -> None:
         self.held = index
         body = self._blocks[index]
-        body.angle = 0.0
         self._grasp_y = float(body.position.y - self.gripper[1])
         for shape in (*body.shapes, *(s for finger in self._fingers for s in finger.shapes)):
             shape.filter = _LIFTED
@@ -131,7 +130,6 @@ class Table:
         """Table friction ends all motion; a block in a plate's well slides half its way to the centre."""
         for index, body in enumerate(self._blocks):
             body.velocity = (0.0, 0.0)
-            body.angular_velocity = 0.0
             if index == self.held:
                 continue
             for plate in self.plates:
@@ -142,7 +140,7 @@ class Table:
 
     def _add_block(self, position: NDArray[np.float64]) -> pymunk.Body:
         size = (2 * BLOCK_HALF, 2 * BLOCK_HALF)
-        body = pymunk.Body(1.0, 2.0 * pymunk.moment_for_box(1.0, size))
+        body = pymunk.Body(1.0, math.inf)  # blocks slide and do not turn: one thing less to imagine
         body.position = (float(position[0]), float(position[1]))
         shape = pymunk.Poly.create_box(body, size)
         shape.friction = 0.5

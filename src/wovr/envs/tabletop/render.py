@@ -54,29 +54,28 @@ class Renderer:
             for i in range(NUM_BLOCKS):
                 rows = np.flatnonzero((held == i) == lifted)
                 if len(rows):
-                    self._block(canvas, rows, states[rows, 4 + 3 * i : 7 + 3 * i], colours[rows, i], lifted)
+                    self._block(canvas, rows, states[rows, 4 + 2 * i : 6 + 2 * i], colours[rows, i], lifted)
         inner = slice(self._margin, self._margin + self.size)
         return np.rint(canvas[:, inner, inner]).astype(np.uint8)
 
-    def _block(self, canvas: Array, rows: NDArray[np.intp], pose_B3: Array, tint_B3: Array, lifted: bool) -> None:
+    def _block(self, canvas: Array, rows: NDArray[np.intp], centre: Array, tint_B3: Array, lifted: bool) -> None:
         half = BLOCK_HALF * (LIFT_SCALE if lifted else 1.0)
-        centre, angle = pose_B3[:, :2], pose_B3[:, 2]
         if lifted:
-            self._box(canvas, centre + np.float32(2.0), angle, (half, half), _SHADOW, rows, opacity=0.35)
-        self._box(canvas, centre, angle, (half, half), tint_B3 * 0.6, rows)
+            self._box(canvas, centre + np.float32(2.0), (half, half), _SHADOW, rows, opacity=0.35)
+        self._box(canvas, centre, (half, half), tint_B3 * 0.6, rows)
         tint = np.minimum(tint_B3 * 1.1 + 18, 255) if lifted else tint_B3
-        self._box(canvas, centre, angle, (half - 1.1, half - 1.1), tint, rows)
+        self._box(canvas, centre, (half - 1.1, half - 1.1), tint, rows)
 
     def _fingers(self, canvas: Array, states_BS: Array) -> None:
         centre, gap = states_BS[:, :2], states_BS[:, 2]
-        still = np.zeros(len(gap), np.float32)
-        bar = centre - np.array([0.0, 5.2], np.float32)
-        self._box(canvas, bar, still, (gap + 2 * FINGER_HALF[0], 1.4), _STEEL)
+        bar = centre - np.array([0.0, FINGER_HALF[1] + 1.7], np.float32)
+        self._box(canvas, bar, (gap + 2 * FINGER_HALF[0], 1.4), _STEEL)
         for side in (-1.0, 1.0):
-            offset = np.stack([side * (gap + FINGER_HALF[0]), still], axis=1).astype(np.float32)
-            self._box(canvas, centre + offset, still, (FINGER_HALF[0], FINGER_HALF[1] + 0.4), _STEEL)
-            pad = np.stack([side * (gap + 0.6), still], axis=1).astype(np.float32)
-            self._box(canvas, centre + pad, still, (0.6, FINGER_HALF[1]), _PAD)
+            finger, pad = centre.copy(), centre.copy()
+            finger[:, 0] += side * (gap + FINGER_HALF[0])
+            pad[:, 0] += side * (gap + 0.8)
+            self._box(canvas, finger, (FINGER_HALF[0], FINGER_HALF[1] + 0.4), _STEEL)
+            self._box(canvas, pad, (0.8, FINGER_HALF[1]), _PAD)
 
     def _disc(self, canvas: Array, centre_B2: Array, radius: float, tint: Array) -> None:
         rows, window, x, y = self._patch(centre_B2, radius)
@@ -86,18 +85,15 @@ class Renderer:
         self,
         canvas: Array,
         centre_B2: Array,
-        angle_B: Array,
         half: tuple[float | Array, float],
         tint: Array,
         rows: NDArray[np.intp] | None = None,
         opacity: float = 1.0,
     ) -> None:
-        half_x = np.broadcast_to(np.asarray(half[0], np.float32), angle_B.shape)[:, None, None]
-        reach = float(np.hypot(half_x.max(), half[1]))
+        half_x = np.broadcast_to(np.asarray(half[0], np.float32), centre_B2.shape[:1])[:, None, None]
+        reach = max(float(half_x.max()), half[1])
         every, window, x, y = self._patch(centre_B2, reach)
-        cos, sin = np.cos(angle_B)[:, None, None], np.sin(angle_B)[:, None, None]
-        across = np.abs(x * cos + y * sin) - half_x
-        along = np.abs(y * cos - x * sin) - np.float32(half[1])
+        across, along = np.abs(x) - half_x, np.abs(y) - np.float32(half[1])
         self._blend(canvas, every if rows is None else rows, window, np.maximum(across, along), tint, opacity)
 
     def _patch(

@@ -15,8 +15,8 @@ from wovr.core.seed import stream
 from wovr.core.types import Task
 
 TABLE = 64.0
-BLOCK_HALF = 4.5
-"""Half the side of a block: 14 % of the image, large against a latent cell of 8 pixels."""
+BLOCK_HALF = 5.5
+"""Half the side of a block: 17 % of the image, large against a latent cell of 8 pixels."""
 PLATE_RADIUS = 10.0
 WELL_RADIUS = 6.5
 """A block that is let go with its centre inside the sunken middle slides to the centre; outside it stays on the rim.
@@ -29,6 +29,8 @@ RGB = tuple[float, float, float]
 BLOCK_COLOURS: dict[str, RGB] = {"red": (214, 48, 44), "blue": (44, 92, 214)}
 PLATE_COLOURS: dict[str, RGB] = {"green": (70, 168, 88), "yellow": (236, 196, 64)}
 TABLE_COLOUR: RGB = (196, 184, 170)
+PLAY_BLOCK_COLOURS: tuple[RGB, ...] = ((52, 150, 70), (226, 180, 40), (150, 60, 190))
+PLAY_PLATE_COLOURS: tuple[RGB, ...] = ((206, 70, 66), (70, 110, 206), (90, 200, 210))
 
 TASKS: tuple[Task, ...] = tuple(
     Task(i * NUM_PLATES + j, f"{block}_block_on_{plate}_plate", f"put the {block} block on the {plate} plate")
@@ -65,22 +67,22 @@ def suite_scene(init_id: int) -> Scene:
 
     All tasks share it: what to do with a layout can only be read from the instruction.
     """
-    rng = stream(0, "tabletop-layout", init_id)
-    return Scene(
-        gripper=rng.uniform((22, 7), (42, 11)),
-        blocks=_spread(rng, (11, 24), (53, 36), gap=20.0),
-        plates=_spread(rng, (13, 47), (51, 52), gap=23.0),
-        colours=SUITE_COLOURS,
-    )
+    return _scene(stream(0, "tabletop-layout", init_id), SUITE_COLOURS)
 
 
 def play_scene(rng: np.random.Generator) -> Scene:
-    """A layout for undirected play: anything anywhere, in colours that the suite does not use."""
+    """A fresh layout for undirected play, with blocks and plates in colours that the suite's do not have."""
+    blocks = rng.permutation(PLAY_BLOCK_COLOURS)[:NUM_BLOCKS]
+    plates = rng.permutation(PLAY_PLATE_COLOURS)[:NUM_PLATES]
+    return _scene(rng, np.array([*blocks, *plates, TABLE_COLOUR], dtype=np.float64))
+
+
+def _scene(rng: np.random.Generator, colours: NDArray[np.float64]) -> Scene:
     return Scene(
-        gripper=rng.uniform((10, 8), (54, 56)),
-        blocks=_spread(rng, (9, 9), (55, 55), gap=16.0),
-        plates=_spread(rng, (12, 12), (52, 52), gap=22.0),
-        colours=np.stack([_other_colour(rng) for _ in range(NUM_BLOCKS + NUM_PLATES)] + [_table_colour(rng)]),
+        gripper=rng.uniform((22, 7), (42, 11)),
+        blocks=_spread(rng, (13, 24), (51, 36), gap=25.0),
+        plates=_spread(rng, (13, 47), (51, 52), gap=23.0),
+        colours=colours,
     )
 
 
@@ -91,15 +93,3 @@ def _spread(
         points = rng.uniform(low, high, size=(2, 2))
         if np.linalg.norm(points[0] - points[1]) >= gap:
             return points
-
-
-def _other_colour(rng: np.random.Generator) -> NDArray[np.float64]:
-    while True:
-        colour = rng.uniform(20, 245, size=3)
-        saturated = colour.max() - colour.min() > 70
-        if saturated and np.linalg.norm(SUITE_COLOURS - colour, axis=1).min() > 45:
-            return colour
-
-
-def _table_colour(rng: np.random.Generator) -> NDArray[np.float64]:
-    return rng.uniform(120, 225) + rng.uniform(-14, 14, size=3)
