@@ -40,7 +40,7 @@ class FakeCodec:
 class FakeReward:
     """The brightness of a frame, times the word count of its instruction, as a 'probability' per frame."""
 
-    threshold, hold = 2.0, 1
+    threshold, hold = 100.0, 1
 
     def probability(self, frames_BHWC, instructions):
         words = torch.tensor([len(instruction.split()) for instruction in instructions])
@@ -78,7 +78,7 @@ def make_model(context=None):
     return WorldModel(FakeCodec(), make_dit(context), context or ContextConfig(), FlowConfig(steps=2))
 
 
-def make_world(horizon=24, threshold=2.0, hold=1):
+def make_world(horizon=24, threshold=100.0, hold=1):  # bright frames and long instructions pass 2
     reward = FakeReward()
     reward.threshold, reward.hold = threshold, hold
     return ImaginedWorld(make_model(), reward, horizon)
