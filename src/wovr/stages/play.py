@@ -1,6 +1,7 @@
 """Undirected play in the tabletop simulator: what the shipped backbone is pretrained on.
 
-Other layouts and other colours than the suite's, no instruction, no success label.
+Other layouts than the suite's, blocks and plates in colours that the suite's do not have, no instruction, no success
+label.
 """
 
 from __future__ import annotations
