@@ -1,4 +1,4 @@
-"""The one optimisation loop: AdamW, warm-up, clipping, EMA, micro-batches, exact resume.
+"""The one optimisation loop: warm-up, clipping, EMA, micro-batches, exact resume.
 
 Losses come per sample and are divided by the global batch size, so neither the number of micro-batches nor the
 number of ranks changes a step. `batch_at` is a pure function of the step, so a resumed run repeats the
@@ -14,46 +14,23 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from wovr.core.checkpoint import fill, load_tensors, save_tensors
-from wovr.core.config import Config, first_difference
-from wovr.core.dist import Dist, Precision
+from wovr.core.config import first_difference
+from wovr.core.dist import Dist
 from wovr.core.errors import UserError
 from wovr.core.log import RunLog
+from wovr.core.optim import OptimConfig, Optimizer, learning_rate
 
 Batch = Mapping[str, Any]
 """Tensors, or lists, that all have the leading dimension B."""
 LossFn = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Tensor]]]
 """(model, batch) -> (loss (B,), logs of shape (B,) each): one value per sample, never a mean."""
-
-
-class OptimConfig(Config):
-    """How weights are updated."""
-
-    lr: float = Field(3e-4, gt=0)
-    """Peak learning rate of AdamW."""
-    weight_decay: float = Field(0.01, ge=0)
-    """Decoupled decay of matrices and kernels (the paper's .01). Biases, norms and other vectors are not decayed."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of AdamW's two moments."""
-    eps: float = Field(1e-8, gt=0)
-    """AdamW's denominator offset."""
-    grad_clip: float = Field(1.0, ge=0)
-    """Largest global gradient norm; 0 does not clip."""
-    warmup_steps: int = Field(0, ge=0)
-    """Steps of linear rise from 0 to `lr`."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """What follows the warm-up: `lr` throughout, or half a cosine that ends at 0."""
-    ema_decay: float = Field(0.0, ge=0, lt=1)
-    """Decay of the exponential moving average of the weights; 0 keeps none. Early steps average over less:
-    min(ema_decay, (1 + n) / (10 + n)) after n steps, so that a short training forgets its start."""
-    precision: Precision = "auto"
-    """Autocast of the forward pass; weights, moments and the average stay fp32. `auto`: bf16 where it is fast."""
 
 
 class TrainConfig(OptimConfig):
@@ -80,16 +57,6 @@ RESULT_NEUTRAL = {"accumulate", "log_every", "checkpoint_every"}
 """Keys that may change when a training is resumed."""
 
 
-def learning_rate(step: int, config: OptimConfig, total_steps: int) -> float:
-    """The rate of step 0, 1, … total_steps - 1."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.lr
-    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
 class Trainer:
     """A model, its optimiser and its average, advanced one global batch at a time."""
 
@@ -99,14 +66,7 @@ class Trainer:
         self.steps_done = 0
         self.ema_model = _frozen_copy(model) if config.ema_decay else model
         """The averaged weights, or the model itself where no average is kept."""
-        trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self._named = sorted(trainable, key=lambda item: item[1].ndim < 2)  # in the order of the optimiser's groups
-        self._parameters = [parameter for _, parameter in self._named]
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in self._parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in self._parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        self._optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+        self._optimizer = Optimizer(model, config)
 
     def step(self, batch: Batch, loss_fn: LossFn, micro_batches: int = 1) -> dict[str, float]:
         """One update from the GLOBAL batch, which every rank passes whole and takes its slice of.
@@ -127,28 +87,25 @@ class Trainer:
             for key, value in {**logs, "loss": loss_B}.items():
                 assert value.shape == loss_B.shape, f"log {key!r} is not per sample"
                 total[key] = total.get(key, 0) + value.detach().float().sum() / size
-        self.dist.sum_gradients(self._parameters)
+        self.dist.sum_gradients(self._optimizer.parameters)
         names = sorted(total)
         values = dict(zip(names, self.dist.sum(torch.stack([total[name] for name in names])).tolist(), strict=True))
-        values["grad_norm"] = self._update(values["loss"])
-        values["lr"] = self._optimizer.param_groups[0]["lr"]
+        values["lr"] = learning_rate(self.steps_done, self.config, self.total_steps)
+        values["grad_norm"] = self._update(values["loss"], values["lr"])
         self.steps_done += 1
         return values
 
-    def _update(self, loss: float) -> float:
+    def _update(self, loss: float, rate: float) -> float:
         """Clip, step, average; returns the gradient norm."""
         limit = self.config.grad_clip or math.inf
-        norm = nn.utils.clip_grad_norm_(self._parameters, limit).item()
+        norm = nn.utils.clip_grad_norm_(self._optimizer.parameters, limit).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._optimizer.zero_grad(set_to_none=True)
+            self._optimizer.clear()
             raise UserError(
                 f"training step {self.steps_done}: expected a finite loss and gradient, found loss {loss:g} and "
                 f"gradient norm {norm:g}; try a smaller lr (now {self.config.lr:g}); the last checkpoint is intact"
             )
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(self.steps_done, self.config, self.total_steps)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._optimizer.step(rate)
         if self.config.ema_decay:
             self._average()
         return norm
@@ -156,8 +113,9 @@ class Trainer:
     @torch.no_grad()
     def _average(self) -> None:
         decay = min(self.config.ema_decay, (1 + self.steps_done) / (10 + self.steps_done))
-        averages = dict(self.ema_model.named_parameters())
-        torch._foreach_lerp_([averages[name] for name, _ in self._named], [p for _, p in self._named], 1 - decay)
+        pairs = zip(self.ema_model.parameters(), self.model.parameters(), strict=True)
+        averages, parameters = zip(*[pair for pair in pairs if pair[1].requires_grad], strict=True)
+        torch._foreach_lerp_(averages, parameters, 1 - decay)
         for average, buffer in zip(self.ema_model.buffers(), self.model.buffers(), strict=True):
             average.copy_(buffer)
 
@@ -168,9 +126,7 @@ class Trainer:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         if self.config.ema_decay:
             tensors |= {f"ema.{name}": value for name, value in self.ema_model.state_dict().items()}
-        for name, parameter in self._named:
-            moments = self._optimizer.state.get(parameter, {})
-            tensors |= {f"optimizer.{key}.{name}": value for key, value in moments.items()}
+        tensors |= {f"optimizer.{name}": value for name, value in self._optimizer.state().items()}
         tensors["random"] = torch.get_rng_state()
         config = self.config.model_dump_json()
         save_tensors(path, tensors, config=config, step=str(self.steps_done), **metadata)
@@ -187,14 +143,7 @@ class Trainer:
         fill(self.model, _under("model.", tensors), path)
         if self.config.ema_decay:
             fill(self.ema_model, _under("ema.", tensors), path)
-        moments = {key: _under(f"optimizer.{key}.", tensors) for key in ("step", "exp_avg", "exp_avg_sq")}
-        state = {
-            index: {key: values[name] for key, values in moments.items()}
-            for index, (name, _) in enumerate(self._named)
-            if name in moments["step"]
-        }
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self._optimizer.load(_under("optimizer.", tensors))
         torch.set_rng_state(tensors["random"])
         self.steps_done = int(metadata["step"])
         return metadata

@@ -22,10 +22,5 @@ def velocity(data: Tensor, noise: Tensor) -> Tensor:
     return noise - data
 
 
-def data_from(x_sigma: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
-    """The end of the path at sigma = 0 that a velocity points to."""
-    return x_sigma - _broadcast(sigma, x_sigma) * velocity
-
-
 def _broadcast(sigma: Tensor, like: Tensor) -> Tensor:
     return sigma.reshape(sigma.shape + (1,) * (like.ndim - sigma.ndim)).to(like.dtype)

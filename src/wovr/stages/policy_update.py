@@ -12,8 +12,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from wovr.core.config import Config
+from wovr.core.optim import OptimConfig
 from wovr.core.seed import stream
-from wovr.core.train import LossFn, OptimConfig, Trainer
+from wovr.core.train import LossFn, Trainer
 from wovr.grpo.advantage import discounted_return, group_advantages
 from wovr.grpo.config import GRPOConfig
 from wovr.grpo.loss import grpo_loss
