@@ -66,11 +66,10 @@ class Optimizer:
     def __init__(self, model: nn.Module, config: OptimConfig) -> None:
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         self.parameters = [parameter for _, parameter in named]
-        self._config = config
-        matrices = [item for item in named if item[1].ndim == 2 and config.muon_lr]
-        kernels = [item for item in named if item[1].ndim >= 2 and not (item[1].ndim == 2 and config.muon_lr)]
         vectors = [item for item in named if item[1].ndim < 2]
-        self._parts: list[tuple[torch.optim.Optimizer, float, list[tuple[str, Tensor]]]] = []
+        matrices = [item for item in named if item[1].ndim == 2] if config.muon_lr else []
+        kernels = [item for item in named if item[1].ndim > (2 if config.muon_lr else 1)]
+        self._parts: list[tuple[torch.optim.Optimizer, float, list[tuple[str, nn.Parameter]]]] = []
         """Each with its rate in proportion to `lr`, and its parameters in its order."""
         groups: list[dict[str, Any]] = [
             {"params": [parameter for _, parameter in kernels], "weight_decay": config.weight_decay},

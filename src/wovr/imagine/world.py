@@ -51,13 +51,12 @@ class ImaginedWorld:
     def step(self, actions_BHA: Actions) -> Chunk:
         assert self._state is not None, "reset comes first"
         shape = self.model.noise_shape(self._state)
-        noise = [
-            normal(shape, key.seed, "world-noise", key.rollout, key.world, chunk)
-            for key, chunk in zip(self._keys, self._chunks, strict=True)
-        ]
+        rows = [(key.seed, key.rollout, key.world, chunk) for key, chunk in zip(self._keys, self._chunks, strict=True)]
+        draws = {row: normal(shape, row[0], "world-noise", *row[1:]) for row in set(rows)}  # a group shares its draw
+        noise = torch.stack([draws[row] for row in rows])
         device = self.model.device
         _, frames_BTHWC, self._state = self.model.step(
-            self._state, torch.from_numpy(actions_BHA).to(device), torch.stack(noise).to(device)
+            self._state, torch.from_numpy(actions_BHA).to(device), noise.to(device)
         )
         self._chunks = [chunk + 1 for chunk in self._chunks]
         return self._judged(frames_BTHWC, self._instructions)
