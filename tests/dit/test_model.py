@@ -33,7 +33,14 @@ def inputs(model: ActionDiT) -> tuple[Tensor, Tensor, Tensor]:
 
 def test_wan_size_has_the_published_parameter_count():
     config = DiTConfig(
-        width=3072, depth=30, heads=24, ffn_width=14336, channels=48, action_dim=7, action_positions=False
+        width=3072,
+        depth=30,
+        heads=24,
+        ffn_width=14336,
+        channels=48,
+        action_dim=7,
+        action_positions=False,
+        action_sums=False,
     )
     with torch.device("meta"):
         model = ActionDiT(config, LAYOUT)
@@ -162,20 +169,30 @@ def test_fresh_adaln_channel_adds_nothing_to_the_time_embedding():
 
 
 @torch.no_grad()
-def test_adaln_reaches_only_the_modulation_of_its_own_latent_frame():
-    model = build(cross_attention=False)
+@pytest.mark.parametrize("sums", [False, True])
+def test_adaln_reaches_its_own_latent_frame_and_with_sums_the_following(sums: bool):
+    model = build(cross_attention=False, action_sums=sums)
     latents, _, actions = inputs(model)
     changed = actions.clone()
     changed[:, 7] += 1  # 1 reference + 4 memory + third new frame
     before, after = (model.precompute(a, latents[:, :2]).adaln_BLD for a in (actions, changed))
     moved_L = (after - before).abs().amax((0, 2))
-    assert (moved_L > 0).tolist() == [False, False, True, False]
+    assert (moved_L > 0).tolist() == [False, False, True, sums]
+
+
+def test_sums_of_actions_start_after_the_context():
+    encoder = build().action_encoder
+    actions_BTA = normal((B, LAYOUT.actions, A), 0, "actions")
+    features_BTF = encoder.features(actions_BTA, LAYOUT)
+    torch.testing.assert_close(features_BTF[..., :A], actions_BTA)
+    assert (features_BTF[:, :5, A:] == 0).all()
+    torch.testing.assert_close(features_BTF[:, 7, A:], actions_BTA[:, 5:8].sum(1) / 4)
 
 
 @torch.no_grad()
 def test_action_order_matters_to_cross_attention_only_with_positions():
     for told in (True, False):
-        model = build(adaln=False, action_positions=told)
+        model = build(adaln=False, action_positions=told, action_sums=False)
         latents, timesteps, actions = inputs(model)
         difference = (model(latents, timesteps, actions.flip(1)) - model(latents, timesteps, actions)).abs().amax()
         assert (difference > 1e-3) == told

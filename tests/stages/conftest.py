@@ -22,6 +22,7 @@ TOY = (
     "world_model.dit={width: 32, depth: 1, heads: 2, ffn_width: 64, channels: 4}",
     "world_model.train={steps: 4, batch_size: 4, checkpoint_every: 2}",
     "world_model.loss.copies=1",
+    "world_model.own_memory.train={steps: 3, batch_size: 4, checkpoint_every: 1}",
     "decoder.train={steps: 2, batch_size: 4}",
     "rl.updates=4",
     "rl.groups=2",

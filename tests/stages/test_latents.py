@@ -1,10 +1,16 @@
+from pathlib import Path
+
 import torch
 
+from tests.stages.test_hallucination import make_episode
+from wovr.codec.conv import ConvCodec, ConvCodecConfig
+from wovr.core.log import RunLog
 from wovr.core.seed import normal, seed_everything
 from wovr.dit.context import ContextConfig, layout
 from wovr.dit.model import ActionDiT, DiTConfig
+from wovr.episodes.windows import WindowConfig
 from wovr.flow.schedule import FlowConfig, solver_sigmas
-from wovr.stages.latents import WorldLossConfig, world_loss
+from wovr.stages.latents import LatentEpisodes, OwnMemory, WorldBatches, WorldLossConfig, world_loss
 
 B, COPIES, C, SIDE = 3, 5, 4, 4
 LAYOUT = layout(ContextConfig(), 8)
@@ -48,3 +54,23 @@ def test_copies_cover_the_grid_of_sigmas_and_give_the_mean_of_their_losses() -> 
     torch.testing.assert_close(loss_B.double(), expected, rtol=1e-3, atol=1e-3)
     for b in range(B):
         assert sorted(sigma for window, sigma in seen if window == b) == sorted(sigmas)
+
+
+def test_windows_on_own_memories_have_the_true_future_as_target(tmp_path: Path) -> None:
+    episodes = [make_episode(number, steps) for number, steps in enumerate((24, 16))]
+    codec = ConvCodec(ConvCodecConfig(channels=3, frame_width=8, group_width=16, blocks=1))
+    data = LatentEpisodes(episodes, codec, RunLog(tmp_path, plain=True))
+    places = [(0, 8), (1, 4), (1, 12)]  # the last has no room for a chunk
+    latents_NChw = torch.arange(3.0)[:, None, None, None].expand(-1, 3, 2, 2) + 100
+
+    own = OwnMemory(latents_NChw, places, share=0.75)
+    mixed = WorldBatches(data, WindowConfig(), ContextConfig(), LAYOUT, batch_size=8, copies=1, seed=0, own=own).at(0)
+    assert (mixed["latents_BLChw"][6:] < 50).all(), "a quarter stands on true memories"
+    drawn = mixed["latents_BLChw"][:6, 1, 0, 0, 0] - 100
+    assert set(drawn.tolist()) == {0.0, 1.0}
+    for row, n in enumerate(drawn.int().tolist()):
+        episode, t = places[n]
+        first = int(data.start_E[episode])
+        expected = data.groups_NChw[[first, first + t + 4, first + t + 8]].float()
+        assert torch.equal(mixed["latents_BLChw"][row, [0, 2, 3]], expected)
+        assert torch.equal(mixed["actions_BTA"][row, 5:], data.produced_NA[first + t + 1 : first + t + 9])

@@ -2,11 +2,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from wovr.core.dist import Dist
 from wovr.core.errors import UserError
 from wovr.core.log import RunLog
+from wovr.core.types import no_motion
 from wovr.imagine.load import load_codec, load_dit
+from wovr.stages.latents import WorldBatches
 from wovr.stages.pipeline import open_workplace
 from wovr.stages.pretrain import PretrainConfig, run
 from wovr.stages.train_wm import backbone
@@ -19,6 +23,7 @@ TOY = {
     "codec_train": {"steps": 1, "batch_size": 2},
     "dit": {"width": 24, "depth": 1, "heads": 2, "ffn_width": 48, "channels": 4},
     "train": {"steps": 2, "batch_size": 2},
+    "own_memory": {"train": {"steps": 1, "batch_size": 2}},
 }
 
 
@@ -39,6 +44,24 @@ def test_weights_load_and_the_card_says_what_they_are(first: Path) -> None:
     card = json.loads((first / "card.json").read_text())
     assert dit.config.width == card["config"]["dit"]["width"] == 24
     assert not list(first.glob("*.state.safetensors"))
+
+
+def test_without_actions_all_play_looks_alike_to_the_action_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Tensor] = []
+
+    def spy(batches: WorldBatches, step: int) -> dict[str, Tensor]:
+        batch = at(batches, step)
+        told.append(batch["actions_BTA"])
+        return batch
+
+    at = WorldBatches.at
+    monkeypatch.setattr(WorldBatches, "at", spy)
+    for actions in (True, False):
+        pretrain(tmp_path / str(actions), actions=actions)
+    still_A = torch.from_numpy(no_motion(3))
+    assert [bool((actions_BTA == still_A).all()) for actions_BTA in told] == [False] * 3 + [True] * 3
 
 
 @pytest.mark.parametrize(

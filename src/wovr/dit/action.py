@@ -6,10 +6,12 @@ the modulation projection and the head. Its last layer starts at zero, so that a
 
 Departure: the published models give action tokens no position, so a frame can only guess which of them are its own.
 With `positions`, sinusoids of the time that an action and a latent frame stand for are added to both, once, at the
-input: a small network then finds its own actions by the tokens' scalar product from the first step on. Off for
-published weights, which were trained without.
+input: a small network then finds its own actions by the tokens' scalar product from the first step on. With `sums`,
+both channels also read the sum of the new actions up to each: AdaLN tells a latent frame its own four actions only,
+while where the gripper is in it depends on those of the frames before. Both are off for published weights, which were
+trained without.
 
-Legend: B batch, T actions, L latent frames, A action dims, D width.
+Legend: B batch, T actions, L latent frames, A action dims, F features of an action (A, or 2 A with sums), D width.
 """
 
 from __future__ import annotations
@@ -52,25 +54,37 @@ def positions(layout: Layout, width: int, device: torch.device) -> tuple[Tensor,
 class ActionEncoder(nn.Module):
     """Actions to the embeddings of both channels; a channel that is off has no parameters."""
 
-    def __init__(self, action_dim: int, width: int, *, adaln: bool, cross_attention: bool):
+    def __init__(self, action_dim: int, width: int, *, adaln: bool, cross_attention: bool, sums: bool):
         super().__init__()
+        self.sums = sums
+        inputs = action_dim * (1 + sums)
         self.action_mlp1: nn.Sequential | None = None
         self.action_mlp2: nn.Sequential | None = None
         if cross_attention:
-            self.action_mlp1 = nn.Sequential(linear(action_dim, width), nn.GELU(), linear(width, width))
+            self.action_mlp1 = nn.Sequential(linear(inputs, width), nn.GELU(), linear(width, width))
         if adaln:
             last = linear(4 * width, width)
             nn.init.zeros_(last.weight)
-            self.action_mlp2 = nn.Sequential(linear(FRAMES_PER_LATENT * action_dim, 4 * width), nn.SiLU(), last)
+            self.action_mlp2 = nn.Sequential(linear(FRAMES_PER_LATENT * inputs, 4 * width), nn.SiLU(), last)
 
-    def tokens(self, actions_BTA: Tensor) -> Tensor | None:
+    def tokens(self, features_BTF: Tensor) -> Tensor | None:
         """Channel (b): one token per action (B, T, D)."""
-        return None if self.action_mlp1 is None else self.action_mlp1(actions_BTA)
+        return None if self.action_mlp1 is None else self.action_mlp1(features_BTF)
 
-    def modulation(self, actions_BTA: Tensor, layout: Layout) -> Tensor | None:
+    def features(self, actions_BTA: Tensor, layout: Layout) -> Tensor:
+        """What both channels read of each action (B, T, F): itself and, with `sums`, the sum of the new ones so far,
+        0 in the context."""
+        if not self.sums:
+            return actions_BTA
+        sums_BTA = torch.zeros_like(actions_BTA)
+        new = sum(layout.actions_per_frame[: layout.context])
+        sums_BTA[:, new:] = actions_BTA[:, new:].cumsum(1) / FRAMES_PER_LATENT
+        return torch.cat((actions_BTA, sums_BTA), dim=-1)
+
+    def modulation(self, features_BTF: Tensor, layout: Layout) -> Tensor | None:
         """Channel (a): one embedding per latent frame (B, L, D). A still latent repeats its one action."""
         if self.action_mlp2 is None:
             return None
-        groups = actions_BTA.split(layout.actions_per_frame, dim=1)
-        groups_BLFA = torch.stack([group.expand(-1, FRAMES_PER_LATENT, -1) for group in groups], dim=1)
-        return self.action_mlp2(groups_BLFA.flatten(2))
+        groups = features_BTF.split(layout.actions_per_frame, dim=1)
+        groups_BLGF = torch.stack([group.expand(-1, FRAMES_PER_LATENT, -1) for group in groups], dim=1)
+        return self.action_mlp2(groups_BLGF.flatten(2))

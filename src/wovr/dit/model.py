@@ -1,7 +1,7 @@
 """ActionDiT: Wan2.2's video transformer with actions in place of text. One class for 3 M and 5 B parameters.
 
-With width 3072, depth 30, heads 24, ffn_width 14336, channels 48, action_dim 7, gelu tanh, action_positions and
-causal_context off it is the network of the published WoVR checkpoints (5,025,334,464 parameters).
+With width 3072, depth 30, heads 24, ffn_width 14336, channels 48, action_dim 7, gelu tanh, action_positions,
+action_sums and causal_context off it is the network of the published WoVR checkpoints (5,025,334,464 parameters).
 
 Departure: with `causal_context` the reference and memory do not attend to the new latents. What they contribute is
 then the same at every Euler step and computed once per chunk, 1.6 times as fast on a CPU.
@@ -53,6 +53,8 @@ class DiTConfig(Config):
     """Blocks attend to action tokens; without it they have no cross-attention."""
     action_positions: bool = True
     """Action tokens and latent tokens are told their time (see `wovr.dit.action`). Off for published weights."""
+    action_sums: bool = True
+    """Both channels also read the sum of the new actions so far (see `wovr.dit.action`). Off for published weights."""
     causal_context: bool = False
     """Reference and memory attend to each other but not to the new latents, so that the Euler steps of a chunk, and
     several noised copies of a window in training, share one pass over them. Off for published weights."""
@@ -119,7 +121,11 @@ class ActionDiT(nn.Module):
         self.time_embedding = nn.Sequential(linear(TIME_FEATURES, D), nn.SiLU(), linear(D, D))
         self.time_projection = nn.Sequential(nn.SiLU(), linear(D, 6 * D))
         self.action_encoder = ActionEncoder(
-            config.action_dim, D, adaln=config.adaln, cross_attention=config.cross_attention
+            config.action_dim,
+            D,
+            adaln=config.adaln,
+            cross_attention=config.cross_attention,
+            sums=config.action_sums,
         )
         self.blocks = nn.ModuleList(
             Block(D, config.heads, config.ffn_width, config.eps, config.gelu, config.cross_attention)
@@ -156,15 +162,15 @@ class ActionDiT(nn.Module):
         """What all Euler steps of a chunk share: the AdaLN embedding, each block's keys and values of the actions and,
         with `causal_context`, of the K reference and memory latents."""
         assert actions_BTA.shape[1:] == (self.layout.actions, self.config.action_dim)
-        actions_BTA = actions_BTA.to(self.patch_embedding.weight.dtype)
-        tokens_BTD = self.action_encoder.tokens(actions_BTA)
+        features_BTF = self.action_encoder.features(actions_BTA.to(self.patch_embedding.weight.dtype), self.layout)
+        tokens_BTD = self.action_encoder.tokens(features_BTF)
         keys_values: tuple[KeysValues, ...] = ()
         if tokens_BTD is not None:
             if self.config.action_positions:
                 action_positions_TD, _ = positions(self.layout, self.config.width, tokens_BTD.device)
                 tokens_BTD = tokens_BTD + action_positions_TD.to(tokens_BTD.dtype)
             keys_values = tuple(cast(Block, block).action_keys_values(tokens_BTD) for block in self.blocks)
-        cache = WindowCache(self.action_encoder.modulation(actions_BTA, self.layout), keys_values)
+        cache = WindowCache(self.action_encoder.modulation(features_BTF, self.layout), keys_values)
         if self.config.causal_context:
             still_BK = context_BKChw.new_zeros(context_BKChw.shape[:2])
             *_, context = self._blocks(context_BKChw, still_BK, cache, 0, outputs=0)

@@ -90,6 +90,15 @@ class RewardStageConfig(Config):
     train: TrainConfig = TrainConfig(steps=600, batch_size=128, lr=1e-3, warmup_steps=30, schedule="cosine")
 
 
+class OwnMemoryConfig(Config):
+    """Training on memories that the network imagined itself (`wovr.stages.latents.OwnMemory`)."""
+
+    share: float = Field(0.5, gt=0, le=1)
+    """Of the windows of a batch."""
+    train: TrainConfig
+    """What follows `world_model.train`. Refinement, whose network has been trained already, does without."""
+
+
 class WorldStageConfig(Config):
     """The action-conditioned world model."""
 
@@ -104,6 +113,14 @@ class WorldStageConfig(Config):
     train: TrainConfig = TrainConfig(
         steps=1500, batch_size=32, lr=3e-4, warmup_steps=100, schedule="cosine", ema_decay=0.999, validate_every=500
     )
+    own_memory: OwnMemoryConfig | None = None
+    """None trains on true memories alone (the paper)."""
+
+    @model_validator(mode="after")
+    def _own_memory_is_a_group(self) -> Self:
+        if self.own_memory and self.context.memory_frames == 1:
+            raise ValueError("own_memory: expected a memory of 4 frames or more, found 1")
+        return self
 
 
 class DecoderStageConfig(Config):
@@ -144,6 +161,8 @@ class RefineConfig(Config):
     reward_steps: int = Field(200, ge=1)
     decoder_steps: int = Field(400, ge=1)
     """Of the decoder, where `decoder.train` asks for it at all."""
+    rate: float = Field(1.0, gt=0)
+    """Learning rates of these three in proportion to those of the first training."""
     updates: int = Field(20, ge=0)
     """RL updates that follow."""
 

@@ -10,6 +10,7 @@ height and width, T actions of a window, A action dims, R noised copies of the w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,7 @@ class LatentEpisodes:
 
     def __init__(self, episodes: Sequence[Episode], codec: ConvCodec, log: RunLog, *, still: bool = False) -> None:
         """`still` also encodes every frame as a still latent, which a memory of one frame needs."""
+        self.episodes = episodes
         self.steps = [(episode.actions_TA, episode.success_T) for episode in episodes]
         self.start_E = np.cumsum([0] + [len(episode) + 1 for episode in episodes[:-1]])
         groups, stills = [], []
@@ -98,6 +100,21 @@ class LatentEpisodes:
         return latents_BLChw.float(), self.produced_NA[torch.from_numpy(base_B1 + frame_BT)]
 
 
+@dataclass(frozen=True, slots=True)
+class OwnMemory:
+    """Memory latents that the network imagined itself, with what truly followed as the target.
+
+    In a rollout each chunk stands on the latents of the one before, errors included. Trained on true memories alone,
+    the network carries its errors on; shown its own, it learns to take them back (as DAgger does for policies).
+    """
+
+    latents_NChw: Tensor
+    place_N: Sequence[tuple[int, int]]
+    """(episode, t) of the window that has this memory."""
+    share: float
+    """Of the windows of a batch."""
+
+
 class WorldBatches:
     """Batches for `world_loss`; `at(step)` is a pure function of the step."""
 
@@ -111,23 +128,37 @@ class WorldBatches:
         batch_size: int,
         copies: int,
         seed: int,
+        own: OwnMemory | None = None,
     ) -> None:
         self.data, self.context, self.batch_size, self.seed = data, context, batch_size, seed
         self.noise_frames = layout.context + copies * layout.new
         self.horizon = FRAMES_PER_LATENT * layout.new
         self.index = WindowIndex(data.steps, horizon=self.horizon, config=windows)
+        self.layout, self.own = layout, own
+        if own is not None:
+            places = zip(self.index.episode_W.tolist(), self.index.t_W.tolist(), strict=True)
+            weight = dict(zip(places, self.index.weight_W.tolist(), strict=True))
+            weight_N = np.array([weight.get(place, 0.0) for place in own.place_N])
+            self.own_p_N = weight_N / weight_N.sum()
 
     def at(self, step: int) -> dict[str, Tensor]:
         """Clean latents, actions and all randomness of one step."""
-        rng = stream(self.seed, "world-windows", step)
-        latents_BLChw, actions_BTA = self.data.windows(
-            *self.index.draw(rng, self.batch_size), self.context, self.horizon
-        )
+        phase = "world" if self.own is None else "own-memory"  # the second training does not repeat the first's draws
+        rng = stream(self.seed, f"{phase}-windows", step)
+        episode_B, t_B = self.index.draw(rng, self.batch_size)
+        own_B: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        if self.own is not None:
+            own_B = rng.choice(len(self.own_p_N), round(self.own.share * self.batch_size), p=self.own_p_N)
+            for row, n in enumerate(own_B):
+                episode_B[row], t_B[row] = self.own.place_N[n]
+        latents_BLChw, actions_BTA = self.data.windows(episode_B, t_B, self.context, self.horizon)
+        if self.own is not None:
+            latents_BLChw[: len(own_B), self.layout.context - 1] = self.own.latents_NChw[torch.from_numpy(own_B)]
         noise_shape = (self.batch_size, self.noise_frames, *latents_BLChw.shape[2:])
         return {
             "latents_BLChw": latents_BLChw,
             "actions_BTA": actions_BTA,
-            "noise_BFChw": normal(noise_shape, self.seed, "world-train-noise", step),
+            "noise_BFChw": normal(noise_shape, self.seed, f"{phase}-train-noise", step),
             "uniform_B": torch.from_numpy(rng.random(self.batch_size, dtype=np.float32)),
             "memory_uniform_B": torch.from_numpy(rng.random(self.batch_size, dtype=np.float32)),
         }

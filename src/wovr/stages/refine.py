@@ -19,7 +19,7 @@ from wovr.stages.rl import IMAGINATION, train_policy
 from wovr.stages.sft import load_policy
 from wovr.stages.train_decoder import train_decoder
 from wovr.stages.train_reward import train_reward
-from wovr.stages.train_wm import train_world_model
+from wovr.stages.train_wm import latent_episodes, train_world_model
 from wovr.stages.true_rollouts import collect_episodes
 
 FIRST_INIT = 1000
@@ -79,6 +79,7 @@ def _round(place: Workplace, number: int) -> dict[str, Any]:
 def _refine_models(place: Workplace, number: int, before: Path, folder: Path) -> dict[str, Any]:
     """Reward first, since the world model's validation is agreement about success. The decoder comes last."""
     config = place.experiment
+    rate = config.refine.rate
     train, held = place.training_data(rounds=number)
     codec = for_inference(load_codec(place.run.path / CODEC))
     summary: dict[str, Any] = {}
@@ -89,20 +90,32 @@ def _refine_models(place: Workplace, number: int, before: Path, folder: Path) ->
             codec,
             train,
             [episode for _, episode in held],
-            _shorter(config.reward.train, config.refine.reward_steps),
+            _gentler(config.reward.train, config.refine.reward_steps, rate),
             folder / REWARD,
         )
-        settings = _shorter(config.world_model.train, config.refine.world_steps)
+        settings = _gentler(config.world_model.train, config.refine.world_steps, rate)
         dit, _, _ = load_dit(before / DIT)
         reward = load_reward(folder / REWARD)
-        summary["world_model"] = train_world_model(place, dit, codec, reward, train, held, settings, folder / DIT)
-    decoder = config.decoder.train and _shorter(config.decoder.train, config.refine.decoder_steps)
+        own = config.world_model.own_memory
+        summary["world_model"] = train_world_model(
+            place,
+            dit,
+            codec,
+            reward,
+            latent_episodes(place, train, codec),
+            held,
+            settings,
+            folder / DIT,
+            own=own.share if own else 0.0,
+        )
+    decoder = config.decoder.train and _gentler(config.decoder.train, config.refine.decoder_steps, rate)
     summary["decoder"] = train_decoder(place, load_codec(before / WORLD_CODEC), folder, train, held, decoder)
     return summary
 
 
-def _shorter(settings: TrainConfig, steps: int) -> TrainConfig:
-    return settings.model_copy(update={"steps": steps})
+def _gentler(settings: TrainConfig, steps: int, rate: float) -> TrainConfig:
+    rates = {"lr": rate * settings.lr, "muon_lr": rate * settings.muon_lr}
+    return settings.model_copy(update={"steps": steps, **rates})
 
 
 def _mine_again(place: Workplace, purpose: str, before: Path, folder: Path) -> None:

@@ -6,8 +6,8 @@ followed learns to draw the block where the gripper is. The encoder, and so ever
 
 Departure: the paper keeps Wan's VAE frozen.
 
-Legend: J imagined stretches, N groups, B batch, F frames of a group (4), C latent channels, h w latent height and
-width; images are height x width x 3.
+Legend: N groups, B batch, F frames of a group (4), C latent channels, h w latent height and width; images are
+height x width x 3.
 """
 
 from __future__ import annotations
@@ -16,27 +16,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from wovr.codec.conv import GROUP, CodecDataConfig, ConvCodec, pixel_loss, weighted_groups
 from wovr.core.checkpoint import save_model
-from wovr.core.errors import UserError
 from wovr.core.log import RunLog
 from wovr.core.seed import normal, stream
 from wovr.core.train import TrainConfig, fit
 from wovr.core.types import Episode
 from wovr.episodes.windows import memory_indices
 from wovr.imagine.load import CODEC, DIT, REWARD, WORLD_CODEC, load_codec, load_dit, load_reward
-from wovr.imagine.world_model import ImaginedState, WorldModel, for_inference
-from wovr.kir.mine import start_state
+from wovr.imagine.world_model import WorldModel, for_inference
 from wovr.stages.experiment import Workplace
+from wovr.stages.imagined_groups import imagine_groups
 from wovr.stages.train_wm import validation, validation_episodes
-
-CHUNKS = 2
-"""Chunks that are imagined from one true state: further on, what truly followed may be another story."""
-IMAGINE_BATCH = 128
 
 
 def run(place: Workplace) -> dict[str, Any]:
@@ -121,42 +115,7 @@ class DecoderBatches:
         """
         self.model, self.codec, self.episodes, self.data = model, codec, episodes, data
         self.true_fraction, self.batch_size, self.seed = true_fraction, batch_size, seed
-        H = model.chunk_length
-        offset_E = stream(seed, "decoder-starts").integers(0, H, len(episodes))
-        starts = [
-            (e, step)
-            for e, episode in enumerate(episodes)
-            for step in range(int(offset_E[e]), len(episode) - H + 1, CHUNKS * H)
-        ]
-        if not starts:
-            raise UserError(f"episodes: expected at least one of {H} steps or more, found {len(episodes)} shorter")
-        latents: list[Tensor] = []
-        self.group_N: list[tuple[int, int]] = []
-        """(episode, last frame) of each group."""
-        with log.progress("imagine for the decoder", len(starts)) as bar:
-            for first in range(0, len(starts), IMAGINE_BATCH):
-                rows = starts[first : first + IMAGINE_BATCH]
-                self._imagine(rows, latents)
-                bar.advance(len(rows))
-        self.latents_NChw = torch.cat(latents)
-
-    def _imagine(self, rows: list[tuple[int, int]], latents: list[Tensor]) -> None:
-        """Append the groups of up to `CHUNKS` chunks from each (episode, step), under the episode's own actions."""
-        model, H = self.model, self.model.chunk_length
-        memory = model.context.memory_frames
-        state: ImaginedState = model.start([start_state(self.episodes[e], "", t, "", memory) for e, t in rows])
-        for chunk in range(CHUNKS):
-            going = [row for row, (e, t) in enumerate(rows) if t + H * (chunk + 1) <= len(self.episodes[e])]
-            if not going:
-                return
-            rows, state = [rows[row] for row in going], state.select(going)
-            at = [(e, t + H * chunk) for e, t in rows]
-            actions_JHA = torch.from_numpy(np.stack([self.episodes[e].actions_TA[t : t + H] for e, t in at]))
-            noise = [normal(model.noise_shape(state), self.seed, "decoder-noise", e, t) for e, t in at]
-            new_JLChw, _, state = model.step(state, actions_JHA.to(model.device), torch.stack(noise).to(model.device))
-            for group in range(new_JLChw.shape[1]):
-                latents.append(new_JLChw[:, group].float().cpu())
-                self.group_N += [(e, t + GROUP * (group + 1)) for e, t in at]
+        self.latents_NChw, self.group_N = imagine_groups(model, episodes, seed=seed, log=log)
 
     def at(self, step: int) -> dict[str, Tensor]:
         """`frames_BFHWC` uint8, `weight_BHW` and `latents_BChw` float32."""

@@ -20,20 +20,36 @@ from wovr.imagine.world_model import WorldModel, for_inference
 from wovr.reward.classifier import RewardClassifier
 from wovr.stages.experiment import Workplace
 from wovr.stages.hallucination import replay_agreement
-from wovr.stages.latents import LatentEpisodes, WorldBatches, check_fit, world_loss
+from wovr.stages.imagined_groups import imagine_groups
+from wovr.stages.latents import LatentEpisodes, OwnMemory, WorldBatches, check_fit, world_loss
 
 VALIDATION_EPISODES = 60
 
 
 def run(place: Workplace) -> dict[str, Any]:
     """Write `world_model/dit.safetensors`; the summary holds the open-loop validation on held-out episodes."""
-    config = place.experiment
+    config, path = place.experiment, place.run.path / DIT
     train, held = place.training_data()
     seed_everything(config.seed)
     codec = for_inference(load_codec(place.run.path / CODEC))
     dit = backbone(place)
     reward = load_reward(place.run.path / REWARD)
-    return train_world_model(place, dit, codec, reward, train, held, config.world_model.train, place.run.path / DIT)
+    data = latent_episodes(place, train, codec)
+    own, settings = config.world_model.own_memory, config.world_model.train
+    if own is None:
+        return train_world_model(place, dit, codec, reward, data, held, settings, path)
+    first = path.with_name("dit.first.safetensors")
+    if not first.is_file():
+        train_world_model(place, dit, codec, reward, data, [], settings, first)
+    dit, _, _ = load_dit(first)
+    found = train_world_model(place, dit, codec, reward, data, held, own.train, path, own=own.share)
+    first.unlink()
+    return found
+
+
+def latent_episodes(place: Workplace, episodes: list[Episode], codec: ConvCodec) -> LatentEpisodes:
+    """The training set as latents of this codec."""
+    return LatentEpisodes(episodes, codec, place.log, still=place.experiment.world_model.context.memory_frames == 1)
 
 
 def backbone(place: Workplace) -> ActionDiT:
@@ -63,15 +79,24 @@ def train_world_model(
     dit: ActionDiT,
     codec: ConvCodec,
     reward: RewardClassifier,
-    train: list[Episode],
+    data: LatentEpisodes,
     held: list[tuple[str, Episode]],
     settings: TrainConfig,
     path: Path,
+    *,
+    own: float = 0.0,
 ) -> dict[str, Any]:
-    """Train `dit` on these episodes and write it to `path`; refinement calls this too."""
+    """Train `dit` on these episodes and write it to `path`; refinement calls this too.
+
+    Without held-out episodes it is not validated. `own` is the share of windows whose memory `dit`, as it comes,
+    imagined itself.
+    """
     config = place.experiment.world_model
     check_fit(dit, codec.channels, config.loss)
-    data = LatentEpisodes(train, codec, place.log, still=config.context.memory_frames == 1)
+    memory: OwnMemory | None = None
+    if own:
+        model = WorldModel(codec, for_inference(dit), config.context, config.flow)
+        memory = OwnMemory(*imagine_groups(model, data.episodes, seed=place.experiment.seed, log=place.log), own)
     batches = WorldBatches(
         data,
         config.windows,
@@ -80,6 +105,7 @@ def train_world_model(
         batch_size=settings.batch_size,
         copies=config.loss.copies,
         seed=place.experiment.seed,
+        own=memory,
     )
     chosen = validation_episodes(place, held)
     result = fit(
@@ -91,7 +117,7 @@ def train_world_model(
         folder=path.parent,
         log=place.log,
         name="world_model",
-        validate=lambda model: validation(place, model, codec, reward, chosen),
+        validate=(lambda model: validation(place, model, codec, reward, chosen)) if chosen else None,
         score="agreement",
     )
     assert isinstance(result.model, ActionDiT)

@@ -29,8 +29,10 @@ RGB = tuple[float, float, float]
 BLOCK_COLOURS: dict[str, RGB] = {"red": (214, 48, 44), "blue": (44, 92, 214)}
 PLATE_COLOURS: dict[str, RGB] = {"green": (70, 168, 88), "yellow": (236, 196, 64)}
 TABLE_COLOUR: RGB = (196, 184, 170)
-PLAY_BLOCK_COLOURS: tuple[RGB, ...] = ((52, 150, 70), (226, 180, 40), (150, 60, 190))
-PLAY_PLATE_COLOURS: tuple[RGB, ...] = ((206, 70, 66), (70, 110, 206), (90, 200, 210))
+PLAY_BLOCK_COLOURS: tuple[RGB, ...] = ((226, 108, 36), (186, 36, 98), (48, 150, 222), (92, 58, 188))
+"""Orange, crimson, sky blue, indigo: other colours than the suite's, on both sides of each, so that what is learned of
+these carries over. The same goes for the plates': teal, lime, amber, straw."""
+PLAY_PLATE_COLOURS: tuple[RGB, ...] = ((46, 150, 132), (140, 190, 70), (228, 152, 60), (236, 224, 122))
 
 TASKS: tuple[Task, ...] = tuple(
     Task(i * NUM_PLATES + j, f"{block}_block_on_{plate}_plate", f"put the {block} block on the {plate} plate")
