@@ -116,3 +116,9 @@ def test_a_measure_is_repeated_once_something_before_it_is_newer(ran: list[str],
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_own_memories_are_groups_of_frames(toy) -> None:
+    with pytest.raises(UserError, match="own_memory: expected a memory of 4 frames or more, found 1"):
+        toy("world_model.context.memory_frames=1")
+    assert toy("world_model.context.memory_frames=1", "world_model.own_memory=null").world_model.own_memory is None
