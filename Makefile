@@ -25,7 +25,7 @@ format: .venv/installed ## Mend what can be mended without a person.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-pretrained: .venv/installed ## Make data/pretrained anew, in about an hour on two cores.
+pretrained: .venv/installed ## Make data/pretrained anew, in about 70 minutes on two cores.
 	$(BIN)/wovr pretrain configs/pretrain.yaml --out build/pretrain
 	cp build/pretrain/*.safetensors build/pretrain/card.json data/pretrained
 
