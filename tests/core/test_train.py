@@ -219,6 +219,11 @@ def test_patience_stops_and_takes_the_best_weights(tmp_path: Path, stop: int | N
     assert not list(tmp_path.glob("*.safetensors"))
 
 
+def test_patience_without_a_score_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected patience=0 where nothing is validated, found 2"):
+        run(tmp_path, config(patience=2))
+
+
 def test_bf16_learns_too(tmp_path: Path) -> None:
     history = run(tmp_path, config(steps=60, precision="bf16", log_every=10)).history
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]

@@ -97,6 +97,8 @@ def test_context_ablations_run(context):
         assert torch.equal(state.memory_BLChw[:, -1:], new[:, -1:])
     assert state.reference_BLChw.shape[1] == context.reference
     assert state.memory_actions_BMA.shape[1] == context.memory_frames
+    unseen = model.advance(state, actions, model.imagine(state, actions, noise))
+    assert torch.equal(unseen.memory_BLChw, model.step(state, actions, noise)[2].memory_BLChw), "with frames or without"
 
 
 @pytest.mark.parametrize("rows", [[2, 0], []])

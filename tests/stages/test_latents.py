@@ -1,9 +1,11 @@
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.stages.test_hallucination import make_episode
 from wovr.codec.conv import ConvCodec, ConvCodecConfig
+from wovr.core.errors import UserError
 from wovr.core.log import RunLog
 from wovr.core.seed import normal, seed_everything
 from wovr.dit.context import ContextConfig, layout
@@ -61,9 +63,9 @@ def test_windows_on_own_memories_have_the_true_future_as_target(tmp_path: Path) 
     codec = ConvCodec(ConvCodecConfig(channels=3, frame_width=8, group_width=16, blocks=1))
     data = LatentEpisodes(episodes, codec, RunLog(tmp_path, plain=True))
     places = [(0, 8), (1, 4), (1, 12)]  # the last has no room for a chunk
-    latents_NChw = torch.arange(3.0)[:, None, None, None].expand(-1, 3, 2, 2) + 100
+    latents_MChw = torch.arange(3.0)[:, None, None, None].expand(-1, 3, 2, 2) + 100
 
-    own = OwnMemory(latents_NChw, places, share=0.75)
+    own = OwnMemory(latents_MChw, places, share=0.75)
     mixed = WorldBatches(data, WindowConfig(), ContextConfig(), LAYOUT, batch_size=8, copies=1, seed=0, own=own).at(0)
     assert (mixed["latents_BLChw"][6:] < 50).all(), "a quarter stands on true memories"
     drawn = mixed["latents_BLChw"][:6, 1, 0, 0, 0] - 100
@@ -74,3 +76,11 @@ def test_windows_on_own_memories_have_the_true_future_as_target(tmp_path: Path) 
         expected = data.groups_NChw[[first, first + t + 4, first + t + 8]].float()
         assert torch.equal(mixed["latents_BLChw"][row, [0, 2, 3]], expected)
         assert torch.equal(mixed["actions_BTA"][row, 5:], data.produced_NA[first + t + 1 : first + t + 9])
+
+
+def test_own_memories_without_room_for_a_chunk_after_them_are_refused(tmp_path: Path) -> None:
+    codec = ConvCodec(ConvCodecConfig(channels=3, frame_width=8, group_width=16, blocks=1))
+    data = LatentEpisodes([make_episode(0, 8)], codec, RunLog(tmp_path, plain=True))
+    own = OwnMemory(torch.zeros(2, 3, 2, 2), [(0, 4), (0, 8)], share=0.5)
+    with pytest.raises(UserError, match="own_memory: expected episodes of more than 8 steps"):
+        WorldBatches(data, WindowConfig(), ContextConfig(), LAYOUT, batch_size=8, copies=1, seed=0, own=own)

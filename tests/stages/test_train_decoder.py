@@ -30,9 +30,11 @@ class Echo:
     def noise_shape(self, state):
         return (2, 3, 8, 8)
 
-    def step(self, state, actions_BHA, noise_BLChw):
-        ends_BLC = actions_BHA[:, [3, 7]]
-        return ends_BLC[..., None, None].expand(-1, -1, -1, 8, 8), None, state
+    def imagine(self, state, actions_BHA, noise_BLChw):
+        return actions_BHA[:, [3, 7], :, None, None].expand(-1, -1, -1, 8, 8)
+
+    def advance(self, state, actions_BHA, new_BLChw):
+        return state
 
 
 def test_imagined_groups_stand_beside_the_frames_that_truly_followed(tmp_path: Path) -> None:

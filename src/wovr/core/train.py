@@ -200,7 +200,8 @@ def fit(
     the model to use, in eval mode and without gradient, on every rank. `score` is that key of its result, more being
     better, which `config.patience` goes by.
     """
-    assert not config.patience or (validate and score), "patience needs a score"
+    if config.patience and not (validate and score):
+        raise UserError(f"{name}: expected patience=0 where nothing is validated, found {config.patience}")
     state = folder / f"{name}.state.safetensors"
     trainer = Trainer(model, config, dist, config.steps)
     history: list[dict[str, float]] = []

@@ -104,6 +104,13 @@ class WorldModel:
         self, state: ImaginedState, actions_BHA: Tensor, noise_BLChw: Tensor
     ) -> tuple[Tensor, Tensor, ImaginedState]:
         """Imagine one chunk: (new latents (B, L, C, h, w), new frames (B, H, height, width, 3) uint8, next state)."""
+        new_BLChw = self.imagine(state, actions_BHA, noise_BLChw)
+        frames_BHHWC = self.codec.decode(new_BLChw)
+        return new_BLChw, frames_BHHWC, self.advance(state, actions_BHA, new_BLChw, frames_BHHWC)
+
+    @torch.no_grad()
+    def imagine(self, state: ImaginedState, actions_BHA: Tensor, noise_BLChw: Tensor) -> Tensor:
+        """The new latents (B, L, C, h, w) of one chunk."""
         assert len(state) == len(actions_BHA) == len(noise_BLChw)
         dtype = next(self.dit.parameters()).dtype
         context_BLChw = torch.cat([state.reference_BLChw, state.memory_BLChw], dim=1).to(dtype)
@@ -115,9 +122,21 @@ class WorldModel:
             v_BLChw: Tensor = self.dit(window_BLChw, timesteps(self.layout, sigma_B), shared, new_only=True)
             return v_BLChw
 
-        new_BLChw = euler(velocity, noise_BLChw, solver_sigmas(self.flow))
-        frames_BHHWC = self.codec.decode(new_BLChw)
-        return new_BLChw, frames_BHHWC, self._advance(state, actions_BHA, new_BLChw, frames_BHHWC)
+        return euler(velocity, noise_BLChw, solver_sigmas(self.flow))
+
+    @torch.no_grad()
+    def advance(
+        self, state: ImaginedState, actions_BHA: Tensor, new_BLChw: Tensor, frames_BHHWC: Tensor | None = None
+    ) -> ImaginedState:
+        """The state after a chunk. Its frames are needed for a memory of one frame alone, and decoded if not given."""
+        actions_BMA = torch.cat([state.memory_actions_BMA, actions_BHA], dim=1)[:, -self.context.memory_frames :]
+        if self.context.memory_frames == 1:
+            frames_BHHWC = self.codec.decode(new_BLChw) if frames_BHHWC is None else frames_BHHWC
+            memory_BLChw = self.codec.encode(frames_BHHWC[:, -1:])
+        else:
+            latents = state.memory_BLChw.shape[1]
+            memory_BLChw = torch.cat([state.memory_BLChw, new_BLChw], dim=1)[:, -latents:]
+        return ImaginedState(state.reference_BLChw, memory_BLChw, actions_BMA)
 
     def noise_shape(self, state: ImaginedState) -> tuple[int, ...]:
         """(L, C, h, w), the noise that one trajectory needs for a chunk."""
@@ -128,17 +147,6 @@ class WorldModel:
         still_A = torch.from_numpy(no_motion(self.action_dim)).to(actions_BHA)
         anchors = int(self.context.reference)
         return torch.cat([still_A.expand(len(state), anchors, -1), state.memory_actions_BMA, actions_BHA], dim=1)
-
-    def _advance(
-        self, state: ImaginedState, actions_BHA: Tensor, new_BLChw: Tensor, frames_BHHWC: Tensor
-    ) -> ImaginedState:
-        actions_BMA = torch.cat([state.memory_actions_BMA, actions_BHA], dim=1)[:, -self.context.memory_frames :]
-        if self.context.memory_frames == 1:
-            memory_BLChw = self.codec.encode(frames_BHHWC[:, -1:])
-        else:
-            latents = state.memory_BLChw.shape[1]
-            memory_BLChw = torch.cat([state.memory_BLChw, new_BLChw], dim=1)[:, -latents:]
-        return ImaginedState(state.reference_BLChw, memory_BLChw, actions_BMA)
 
     def _check(self, start: StartState) -> None:
         expected = (self.context.memory_frames, self.action_dim)

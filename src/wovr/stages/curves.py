@@ -16,6 +16,7 @@ LOSSES = {
     "codec": "Codec",
     "reward": "Reward classifier",
     "world_model": "World model",
+    "own_memory": "World model on its own memories",
     "decoder": "Decoder for imagined latents",
 }
 """Stages that fit a network, in the order in which they are shown."""
@@ -32,20 +33,24 @@ def curves(records: Sequence[Record]) -> list[Markup]:
     rl = rl_records(records)
     if rl:
         found += _rl_curves(rl)
-    world = phases(records, "world_model")
-    validated = [[line for line in phase if "validation/agreement" in line] for phase in world]
+    validated = [
+        (title, [line for line in phase if "validation/agreement" in line])
+        for stage in ("world_model", "own_memory")
+        for number, phase in enumerate(phases(records, stage))
+        for title in [f"{LOSSES[stage]}, held-out replays{_suffix(number)}"]
+    ]
     found += [
         lines(
             [
                 Series(label, _steps(phase), [line.get(f"validation/{key}") for line in phase])
                 for key, label in VALIDATION.items()
             ],
-            title=f"World model, held-out replays{_suffix(number)}",
+            title=title,
             x="training step",
             y="%",
             percent=True,
         )
-        for number, phase in enumerate(validated)
+        for title, phase in validated
         if phase
     ]
     for stage, title in LOSSES.items():

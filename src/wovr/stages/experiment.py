@@ -96,16 +96,12 @@ class OwnMemoryConfig(Config):
     share: float = Field(0.5, gt=0, le=1)
     """Of the windows of a batch."""
     train: TrainConfig
-    """What follows `world_model.train`. Refinement, whose network has been trained already, does without."""
+    """What follows the training on true memories. Refinement, whose network has been trained already, does without."""
 
 
-class WorldStageConfig(Config):
-    """The action-conditioned world model."""
+class WorldTrainingConfig(Config):
+    """How an ActionDiT is fitted to episodes (`wovr.stages.fit_world`)."""
 
-    pretrained: Path | None = None
-    """ActionDiT to start from; none trains from scratch."""
-    dit: DiTConfig = DiTConfig()
-    """Of a network from scratch; a pretrained file brings its own."""
     context: ContextConfig = ContextConfig()
     flow: FlowConfig = FlowConfig()
     windows: WindowConfig = WindowConfig()
@@ -121,6 +117,15 @@ class WorldStageConfig(Config):
         if self.own_memory and self.context.memory_frames == 1:
             raise ValueError("own_memory: expected a memory of 4 frames or more, found 1")
         return self
+
+
+class WorldStageConfig(WorldTrainingConfig):
+    """The action-conditioned world model."""
+
+    pretrained: Path | None = None
+    """ActionDiT to start from; none trains from scratch."""
+    dit: DiTConfig = DiTConfig()
+    """Of a network from scratch; a pretrained file brings its own."""
 
 
 class DecoderStageConfig(Config):

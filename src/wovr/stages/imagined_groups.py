@@ -72,7 +72,9 @@ def _imagine(
         at = [(e, t + H * chunk) for e, t in rows]
         actions_JHA = torch.from_numpy(np.stack([episodes[e].actions_TA[t : t + H] for e, t in at]))
         noise = [normal(model.noise_shape(state), seed, "imagined-groups-noise", e, t) for e, t in at]
-        new_JLChw, _, state = model.step(state, actions_JHA.to(model.device), torch.stack(noise).to(model.device))
+        actions_JHA = actions_JHA.to(model.device)
+        new_JLChw = model.imagine(state, actions_JHA, torch.stack(noise).to(model.device))
+        state = model.advance(state, actions_JHA, new_JLChw)
         for group in range(new_JLChw.shape[1]):
             latents.append(new_JLChw[:, group].float().cpu())
             places += [(e, t + FRAMES_PER_LATENT * (group + 1)) for e, t in at]

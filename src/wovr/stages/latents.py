@@ -4,7 +4,8 @@ Every frame index e of an episode has a group latent G[e], the code of the four 
 o_0). One array then serves every window: reference G[0], memory G[t], new G[t + 4] and G[t + 8].
 
 Legend: E episodes, N frames of all episodes, B batch, L latent frames of a window, C latent channels, h w latent
-height and width, T actions of a window, A action dims, R noised copies of the windows of a batch, N new latents.
+height and width, T actions of a window, A action dims, R noised copies of the windows of a batch, N new latents,
+M own memories, S windows of a batch that stand on one.
 """
 
 from __future__ import annotations
@@ -108,8 +109,8 @@ class OwnMemory:
     the network carries its errors on; shown its own, it learns to take them back (as DAgger does for policies).
     """
 
-    latents_NChw: Tensor
-    place_N: Sequence[tuple[int, int]]
+    latents_MChw: Tensor
+    place_M: Sequence[tuple[int, int]]
     """(episode, t) of the window that has this memory."""
     share: float
     """Of the windows of a batch."""
@@ -135,25 +136,17 @@ class WorldBatches:
         self.horizon = FRAMES_PER_LATENT * layout.new
         self.index = WindowIndex(data.steps, horizon=self.horizon, config=windows)
         self.layout, self.own = layout, own
-        if own is not None:
-            places = zip(self.index.episode_W.tolist(), self.index.t_W.tolist(), strict=True)
-            weight = dict(zip(places, self.index.weight_W.tolist(), strict=True))
-            weight_N = np.array([weight.get(place, 0.0) for place in own.place_N])
-            self.own_p_N = weight_N / weight_N.sum()
+        self.own_p_M = None if own is None else self._probabilities(own.place_M)
 
     def at(self, step: int) -> dict[str, Tensor]:
         """Clean latents, actions and all randomness of one step."""
         phase = "world" if self.own is None else "own-memory"  # the second training does not repeat the first's draws
         rng = stream(self.seed, f"{phase}-windows", step)
-        episode_B, t_B = self.index.draw(rng, self.batch_size)
-        own_B: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        if self.own is not None:
-            own_B = rng.choice(len(self.own_p_N), round(self.own.share * self.batch_size), p=self.own_p_N)
-            for row, n in enumerate(own_B):
-                episode_B[row], t_B[row] = self.own.place_N[n]
-        latents_BLChw, actions_BTA = self.data.windows(episode_B, t_B, self.context, self.horizon)
-        if self.own is not None:
-            latents_BLChw[: len(own_B), self.layout.context - 1] = self.own.latents_NChw[torch.from_numpy(own_B)]
+        place_B = self.index.draw(rng, self.batch_size)
+        if self.own is None:
+            latents_BLChw, actions_BTA = self.data.windows(*place_B, self.context, self.horizon)
+        else:
+            latents_BLChw, actions_BTA = self._with_own_memories(self.own, rng, *place_B)
         noise_shape = (self.batch_size, self.noise_frames, *latents_BLChw.shape[2:])
         return {
             "latents_BLChw": latents_BLChw,
@@ -162,6 +155,26 @@ class WorldBatches:
             "uniform_B": torch.from_numpy(rng.random(self.batch_size, dtype=np.float32)),
             "memory_uniform_B": torch.from_numpy(rng.random(self.batch_size, dtype=np.float32)),
         }
+
+    def _with_own_memories(
+        self, own: OwnMemory, rng: np.random.Generator, episode_B: NDArray[np.int64], t_B: NDArray[np.int64]
+    ) -> tuple[Tensor, Tensor]:
+        """As `LatentEpisodes.windows`; the first rows are other windows, whose memories the network imagined."""
+        own_S = rng.choice(len(own.place_M), round(own.share * self.batch_size), p=self.own_p_M)
+        S = len(own_S)
+        episode_B[:S], t_B[:S] = np.asarray(own.place_M)[own_S].T
+        latents_BLChw, actions_BTA = self.data.windows(episode_B, t_B, self.context, self.horizon)
+        latents_BLChw[:S, self.layout.context - 1] = own.latents_MChw[torch.from_numpy(own_S)]
+        return latents_BLChw, actions_BTA
+
+    def _probabilities(self, place_M: Sequence[tuple[int, int]]) -> NDArray[np.float64]:
+        """Of own memories: the weight of the window that begins there, 0 where none does."""
+        places = zip(self.index.episode_W.tolist(), self.index.t_W.tolist(), strict=True)
+        weight = dict(zip(places, self.index.weight_W.tolist(), strict=True))
+        weight_M = np.array([weight.get(place, 0.0) for place in place_M])
+        if not weight_M.any():
+            raise UserError(f"own_memory: expected episodes of more than {self.horizon} steps, found none")
+        return weight_M / weight_M.sum()
 
 
 def world_loss(context: ContextConfig, flow: FlowConfig, layout: Layout, weights: WorldLossConfig) -> LossFn:

@@ -14,26 +14,23 @@ from pydantic import Field
 
 from wovr.codec.conv import CodecDataConfig, ConvCodec, ConvCodecConfig
 from wovr.core.checkpoint import save_model, write_json
-from wovr.core.config import Config
 from wovr.core.dist import Dist
 from wovr.core.log import RunLog
 from wovr.core.seed import seed_everything
-from wovr.core.train import TrainConfig, fit
-from wovr.core.types import Episode, no_motion
-from wovr.dit.context import ContextConfig, layout
+from wovr.core.train import TrainConfig
+from wovr.core.types import no_motion
+from wovr.dit.context import layout
 from wovr.dit.model import ActionDiT, DiTConfig
-from wovr.episodes.windows import WindowConfig
-from wovr.flow.schedule import FlowConfig
-from wovr.imagine.load import load_codec, load_dit, save_dit
-from wovr.imagine.world_model import WorldModel, for_inference
-from wovr.stages.experiment import OwnMemoryConfig
-from wovr.stages.imagined_groups import imagine_groups
-from wovr.stages.latents import LatentEpisodes, OwnMemory, WorldBatches, WorldLossConfig, check_fit, world_loss
+from wovr.imagine.load import load_codec
+from wovr.imagine.world_model import for_inference
+from wovr.stages.experiment import WorldTrainingConfig
+from wovr.stages.fit_world import WorldTraining
+from wovr.stages.latents import LatentEpisodes, check_fit
 from wovr.stages.play import play_episodes
 from wovr.stages.train_codec import fit_codec
 
 
-class PretrainConfig(Config):
+class PretrainConfig(WorldTrainingConfig):
     """What the backbone is and what it is trained on."""
 
     seed: int = 0
@@ -49,14 +46,9 @@ class PretrainConfig(Config):
     codec_data: CodecDataConfig = CodecDataConfig()
     codec_train: TrainConfig = TrainConfig(steps=6000, batch_size=32, lr=2e-3, warmup_steps=200, schedule="cosine")
     dit: DiTConfig = DiTConfig(channels=ConvCodecConfig().channels)
-    context: ContextConfig = ContextConfig()
-    flow: FlowConfig = FlowConfig()
-    windows: WindowConfig = WindowConfig()
-    loss: WorldLossConfig = WorldLossConfig()
     train: TrainConfig = TrainConfig(
         steps=20000, batch_size=32, lr=5e-4, warmup_steps=500, schedule="cosine", ema_decay=0.9995
     )
-    own_memory: OwnMemoryConfig | None = None
 
 
 CHUNK = 8
@@ -89,66 +81,10 @@ def run(config: PretrainConfig, folder: Path, log: RunLog, dist: Dist) -> None:
             dist=dist,
         )
         save_model(codec_path, for_inference(codec, "bf16"), config.codec)
-    _train_dit(config, dit, episodes, for_inference(load_codec(codec_path)), dit_path, log, dist)
+    codec = for_inference(load_codec(codec_path))
+    data = LatentEpisodes(episodes, codec, log, still=config.context.memory_frames == 1)
+    WorldTraining(config, codec, data, config.seed, dist, log, precision="bf16").run(dit, dit_path)
     write_json(folder / "card.json", _card(config, [codec_path, dit_path]))
-
-
-def _train_dit(
-    config: PretrainConfig,
-    dit: ActionDiT,
-    episodes: list[Episode],
-    codec: ConvCodec,
-    path: Path,
-    log: RunLog,
-    dist: Dist,
-) -> None:
-    data, own = LatentEpisodes(episodes, codec, log), config.own_memory
-    if own is None:
-        _fit_dit(config, config.train, dit, data, None, path, log, dist)
-        return
-    first = path.with_name("dit.first.safetensors")
-    if not first.is_file():
-        _fit_dit(config, config.train, dit, data, None, first, log, dist)
-    dit, _, _ = load_dit(first)
-    model = WorldModel(codec, for_inference(dit), config.context, config.flow)
-    memory = OwnMemory(*imagine_groups(model, episodes, seed=config.seed, log=log), own.share)
-    _fit_dit(config, own.train, dit, data, memory, path, log, dist)
-    first.unlink()
-
-
-def _fit_dit(
-    config: PretrainConfig,
-    settings: TrainConfig,
-    dit: ActionDiT,
-    data: LatentEpisodes,
-    own: OwnMemory | None,
-    path: Path,
-    log: RunLog,
-    dist: Dist,
-) -> None:
-    batches = WorldBatches(
-        data,
-        config.windows,
-        config.context,
-        dit.layout,
-        batch_size=settings.batch_size,
-        copies=config.loss.copies,
-        seed=config.seed,
-        own=own,
-    )
-    result = fit(
-        dit,
-        world_loss(config.context, config.flow, dit.layout, config.loss),
-        batches.at,
-        settings,
-        dist=dist,
-        folder=path.parent,
-        log=log,
-        name="dit",
-    )
-    assert isinstance(result.model, ActionDiT)
-    save_dit(path, for_inference(result.model, "bf16"), config.context, config.flow)
-    result.clean()
 
 
 def _card(config: PretrainConfig, files: list[Path]) -> dict[str, object]:

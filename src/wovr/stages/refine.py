@@ -19,7 +19,7 @@ from wovr.stages.rl import IMAGINATION, train_policy
 from wovr.stages.sft import load_policy
 from wovr.stages.train_decoder import train_decoder
 from wovr.stages.train_reward import train_reward
-from wovr.stages.train_wm import latent_episodes, train_world_model
+from wovr.stages.train_wm import validator, world_training
 from wovr.stages.true_rollouts import collect_episodes
 
 FIRST_INIT = 1000
@@ -93,19 +93,13 @@ def _refine_models(place: Workplace, number: int, before: Path, folder: Path) ->
             _gentler(config.reward.train, config.refine.reward_steps, rate),
             folder / REWARD,
         )
-        settings = _gentler(config.world_model.train, config.refine.world_steps, rate)
         dit, _, _ = load_dit(before / DIT)
-        reward = load_reward(folder / REWARD)
         own = config.world_model.own_memory
-        summary["world_model"] = train_world_model(
-            place,
+        summary["world_model"] = world_training(place, train, codec).phase(
             dit,
-            codec,
-            reward,
-            latent_episodes(place, train, codec),
-            held,
-            settings,
+            _gentler(config.world_model.train, config.refine.world_steps, rate),
             folder / DIT,
+            validator(place, codec, load_reward(folder / REWARD), held),
             own=own.share if own else 0.0,
         )
     decoder = config.decoder.train and _gentler(config.decoder.train, config.refine.decoder_steps, rate)

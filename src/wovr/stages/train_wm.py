@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -11,17 +10,16 @@ from wovr.codec.conv import ConvCodec
 from wovr.core.checkpoint import read_json
 from wovr.core.errors import UserError
 from wovr.core.seed import seed_everything, stream
-from wovr.core.train import TrainConfig, fit
 from wovr.core.types import Episode
 from wovr.dit.context import layout
 from wovr.dit.model import ActionDiT
-from wovr.imagine.load import CODEC, DIT, REWARD, load_codec, load_dit, load_reward, save_dit
+from wovr.imagine.load import CODEC, DIT, REWARD, load_codec, load_dit, load_reward
 from wovr.imagine.world_model import WorldModel, for_inference
 from wovr.reward.classifier import RewardClassifier
 from wovr.stages.experiment import Workplace
+from wovr.stages.fit_world import Validation, WorldTraining
 from wovr.stages.hallucination import replay_agreement
-from wovr.stages.imagined_groups import imagine_groups
-from wovr.stages.latents import LatentEpisodes, OwnMemory, WorldBatches, check_fit, world_loss
+from wovr.stages.latents import LatentEpisodes
 
 VALIDATION_EPISODES = 60
 
@@ -33,23 +31,15 @@ def run(place: Workplace) -> dict[str, Any]:
     seed_everything(config.seed)
     codec = for_inference(load_codec(place.run.path / CODEC))
     dit = backbone(place)
-    reward = load_reward(place.run.path / REWARD)
-    data = latent_episodes(place, train, codec)
-    own, settings = config.world_model.own_memory, config.world_model.train
-    if own is None:
-        return train_world_model(place, dit, codec, reward, data, held, settings, path)
-    first = path.with_name("dit.first.safetensors")
-    if not first.is_file():
-        train_world_model(place, dit, codec, reward, data, [], settings, first)
-    dit, _, _ = load_dit(first)
-    found = train_world_model(place, dit, codec, reward, data, held, own.train, path, own=own.share)
-    first.unlink()
-    return found
+    judge = validator(place, codec, load_reward(place.run.path / REWARD), held)
+    return world_training(place, train, codec).run(dit, path, judge)
 
 
-def latent_episodes(place: Workplace, episodes: list[Episode], codec: ConvCodec) -> LatentEpisodes:
-    """The training set as latents of this codec."""
-    return LatentEpisodes(episodes, codec, place.log, still=place.experiment.world_model.context.memory_frames == 1)
+def world_training(place: Workplace, episodes: list[Episode], codec: ConvCodec) -> WorldTraining:
+    """The training of the run's world model on these episodes; refinement uses it too."""
+    settings = place.experiment.world_model
+    data = LatentEpisodes(episodes, codec, place.log, still=settings.context.memory_frames == 1)
+    return WorldTraining(settings, codec, data, place.experiment.seed, place.dist, place.log)
 
 
 def backbone(place: Workplace) -> ActionDiT:
@@ -74,56 +64,12 @@ def backbone(place: Workplace) -> ActionDiT:
     return dit
 
 
-def train_world_model(
-    place: Workplace,
-    dit: ActionDiT,
-    codec: ConvCodec,
-    reward: RewardClassifier,
-    data: LatentEpisodes,
-    held: list[tuple[str, Episode]],
-    settings: TrainConfig,
-    path: Path,
-    *,
-    own: float = 0.0,
-) -> dict[str, Any]:
-    """Train `dit` on these episodes and write it to `path`; refinement calls this too.
-
-    Without held-out episodes it is not validated. `own` is the share of windows whose memory `dit`, as it comes,
-    imagined itself.
-    """
-    config = place.experiment.world_model
-    check_fit(dit, codec.channels, config.loss)
-    memory: OwnMemory | None = None
-    if own:
-        model = WorldModel(codec, for_inference(dit), config.context, config.flow)
-        memory = OwnMemory(*imagine_groups(model, data.episodes, seed=place.experiment.seed, log=place.log), own)
-    batches = WorldBatches(
-        data,
-        config.windows,
-        config.context,
-        dit.layout,
-        batch_size=settings.batch_size,
-        copies=config.loss.copies,
-        seed=place.experiment.seed,
-        own=memory,
-    )
+def validator(
+    place: Workplace, codec: ConvCodec, reward: RewardClassifier, held: list[tuple[str, Episode]]
+) -> Validation | None:
+    """`validation` of a network on some of the held-out episodes; None where there are none."""
     chosen = validation_episodes(place, held)
-    result = fit(
-        dit,
-        world_loss(config.context, config.flow, dit.layout, config.loss),
-        batches.at,
-        settings,
-        dist=place.dist,
-        folder=path.parent,
-        log=place.log,
-        name="world_model",
-        validate=(lambda model: validation(place, model, codec, reward, chosen)) if chosen else None,
-        score="agreement",
-    )
-    assert isinstance(result.model, ActionDiT)
-    save_dit(path, result.model, config.context, config.flow)
-    result.clean()
-    return result.validation
+    return (lambda dit: validation(place, dit, codec, reward, chosen)) if chosen else None
 
 
 def validation_episodes(place: Workplace, held: list[tuple[str, Episode]]) -> list[tuple[str, Episode]]:

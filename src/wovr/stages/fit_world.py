@@ -1,0 +1,102 @@
+"""Fit the ActionDiT: on true memories first, then on memories that it imagined itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from wovr.codec.conv import ConvCodec
+from wovr.core.dist import Dist, Precision
+from wovr.core.log import RunLog
+from wovr.core.train import TrainConfig, fit
+from wovr.dit.model import ActionDiT
+from wovr.imagine.load import load_dit, save_dit
+from wovr.imagine.world_model import WorldModel, for_inference
+from wovr.stages.experiment import WorldTrainingConfig
+from wovr.stages.imagined_groups import imagine_groups
+from wovr.stages.latents import LatentEpisodes, OwnMemory, WorldBatches, check_fit, world_loss
+
+Validation = Callable[[nn.Module], dict[str, float]]
+"""What `wovr.core.train.fit` calls; `agreement` is its score."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorldTraining:
+    """One way to fit networks to one set of episodes: pretraining, training and refinement differ in both."""
+
+    config: WorldTrainingConfig
+    codec: ConvCodec
+    data: LatentEpisodes
+    seed: int
+    dist: Dist
+    log: RunLog
+    precision: Precision | None = None
+    """Of the written weights; none keeps the trained ones."""
+
+    def run(self, dit: ActionDiT, path: Path, validate: Validation | None = None) -> dict[str, float]:
+        """Train `dit` in both phases, write it to `path` and return its last validation.
+
+        A first phase that was completed before is read from its file, beside `path`.
+        """
+        settings, own = self.config.train, self.config.own_memory
+        if own is None:
+            return self.phase(dit, settings, path, validate)
+        first = path.with_name("dit.first.safetensors")
+        if not first.is_file():
+            asked = settings.validate_every or settings.patience
+            self.phase(dit, settings, first, validate if asked else None)
+        dit, _, _ = load_dit(first)
+        found = self.phase(dit, own.train, path, validate, own=own.share, name="own_memory")
+        first.unlink()
+        return found
+
+    def phase(
+        self,
+        dit: ActionDiT,
+        settings: TrainConfig,
+        path: Path,
+        validate: Validation | None = None,
+        *,
+        own: float = 0.0,
+        name: str = "world_model",
+    ) -> dict[str, float]:
+        """Train `dit`, write it to `path` and return its last validation.
+
+        `own` is the share of windows whose memory `dit`, as it comes, imagined itself.
+        """
+        config = self.config
+        check_fit(dit, self.codec.channels, config.loss)
+        memory: OwnMemory | None = None
+        if own:
+            model = WorldModel(self.codec, for_inference(dit), config.context, config.flow)
+            memory = OwnMemory(*imagine_groups(model, self.data.episodes, seed=self.seed, log=self.log), own)
+        batches = WorldBatches(
+            self.data,
+            config.windows,
+            config.context,
+            dit.layout,
+            batch_size=settings.batch_size,
+            copies=config.loss.copies,
+            seed=self.seed,
+            own=memory,
+        )
+        result = fit(
+            dit,
+            world_loss(config.context, config.flow, dit.layout, config.loss),
+            batches.at,
+            settings,
+            dist=self.dist,
+            folder=path.parent,
+            log=self.log,
+            name=name,
+            validate=validate,
+            score="agreement",
+        )
+        assert isinstance(result.model, ActionDiT)
+        network = result.model if self.precision is None else for_inference(result.model, self.precision)
+        save_dit(path, network, config.context, config.flow)
+        result.clean()
+        return result.validation
