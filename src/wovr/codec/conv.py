@@ -70,8 +70,9 @@ class ResidualBlock(nn.Module):
         self.conv_out = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        norm = torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-6) * self.scale_C[:, None, None]
-        return x + self.conv_out(functional.silu(self.conv_in(x * norm)))
+        inverse = torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-6)
+        unit = x * inverse * self.scale_C[:, None, None]  # in this order every map stays channels_last
+        return x + self.conv_out(functional.silu(self.conv_in(unit)))
 
 
 class ConvCodec(nn.Module):
