@@ -7,7 +7,8 @@ import torch
 from tests.stages.test_hallucination import make_episode
 from wovr.codec.conv import CodecDataConfig, ConvCodec, ConvCodecConfig
 from wovr.core.log import RunLog
-from wovr.dit.context import ContextConfig
+from wovr.dit.context import ContextConfig, layout
+from wovr.stages.imagined_groups import imagine_groups
 from wovr.stages.train_decoder import DecoderBatches
 
 
@@ -23,6 +24,7 @@ class Echo:
     """A world model whose latents are the action that led to the last frame of each group."""
 
     chunk_length, context, device = 8, ContextConfig(), torch.device("cpu")
+    layout = layout(ContextConfig(), 8)
 
     def start(self, starts):
         return State(torch.arange(len(starts)))
@@ -52,7 +54,15 @@ def test_imagined_groups_stand_beside_the_frames_that_truly_followed(tmp_path: P
 
     def batches(true_fraction: float) -> DecoderBatches:
         return DecoderBatches(
-            Echo(), codec, episodes, CodecDataConfig(), true_fraction=true_fraction, batch_size=64, seed=0, log=log
+            Echo(),
+            codec,
+            episodes,
+            CodecDataConfig(),
+            true_fraction=true_fraction,
+            batch_size=64,
+            steps=1,
+            seed=0,
+            log=log,
         )
 
     imagined = batches(0.0)
@@ -67,3 +77,13 @@ def test_imagined_groups_stand_beside_the_frames_that_truly_followed(tmp_path: P
     true_BChw = codec.encode_groups(mixed["frames_BFHWC"][:16])
     assert (mixed["latents_BChw"][:16] - true_BChw).std() < 0.2, "the codec's own latents, slightly noised"
     assert torch.equal(mixed["latents_BChw"][16:], batch["latents_BChw"][16:])
+
+
+def test_no_more_is_imagined_than_is_drawn(tmp_path: Path) -> None:
+    episodes = [make_episode(number, 48) for number in range(10)]
+    log = RunLog(tmp_path, plain=True)
+    _, everything = imagine_groups(Echo(), episodes, draws=1000, seed=0, log=log)
+    latents_NChw, some = imagine_groups(Echo(), episodes, draws=9, seed=0, log=log)
+    assert len(latents_NChw) == len(some) <= 12 < len(everything), "three stretches of four groups"
+    assert set(some) < set(everything)
+    assert len({episode for episode, _ in some}) > 1, "not the first ones"

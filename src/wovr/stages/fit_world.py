@@ -72,7 +72,9 @@ class WorldTraining:
         memory: OwnMemory | None = None
         if own:
             model = WorldModel(self.codec, for_inference(dit), config.context, config.flow)
-            memory = OwnMemory(*imagine_groups(model, self.data.episodes, seed=self.seed, log=self.log), own)
+            draws = settings.steps * round(own * settings.batch_size)
+            groups = imagine_groups(model, self.data.episodes, draws=draws, seed=self.seed, log=self.log)
+            memory = OwnMemory(*groups, own)
         batches = WorldBatches(
             self.data,
             config.windows,

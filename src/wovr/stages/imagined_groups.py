@@ -8,6 +8,7 @@ h w latent height and width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,14 +29,15 @@ BATCH = 128
 
 
 def imagine_groups(
-    model: WorldModel, episodes: Sequence[Episode], *, seed: int, log: RunLog
+    model: WorldModel, episodes: Sequence[Episode], *, draws: int, seed: int, log: RunLog
 ) -> tuple[Tensor, list[tuple[int, int]]]:
     """Latents (N, C, h, w), float32, and of each the (episode, last frame) that it stands for.
 
-    Stretches of `CHUNKS` chunks follow each other through every episode. Raises UserError where none holds a chunk.
+    Stretches of `CHUNKS` chunks follow each other through every episode; where these are more groups than a training
+    draws, a random part of them is imagined. Raises UserError where no episode holds a chunk.
     """
-    H = model.chunk_length
-    offset_E = stream(seed, "imagined-groups").integers(0, H, len(episodes))
+    H, rng = model.chunk_length, stream(seed, "imagined-groups")
+    offset_E = rng.integers(0, H, len(episodes))
     starts = [
         (e, step)
         for e, episode in enumerate(episodes)
@@ -43,6 +45,8 @@ def imagine_groups(
     ]
     if not starts:
         raise UserError(f"episodes: expected at least one of {H} steps or more, found {len(episodes)} shorter")
+    enough = math.ceil(draws / (CHUNKS * model.layout.new))
+    starts = [starts[n] for n in sorted(rng.permutation(len(starts))[:enough])]
     latents: list[Tensor] = []
     places: list[tuple[int, int]] = []
     with log.progress("imagine for training", len(starts)) as bar:

@@ -64,6 +64,7 @@ def train_decoder(
             config.codec.data,
             true_fraction=config.decoder.true_fraction,
             batch_size=settings.batch_size,
+            steps=settings.steps,
             seed=config.seed,
             log=place.log,
         )
@@ -106,16 +107,17 @@ class DecoderBatches:
         *,
         true_fraction: float,
         batch_size: int,
+        steps: int,
         seed: int,
         log: RunLog,
     ) -> None:
         """`true_fraction` of the samples keep the latents of the true frames, with noise as in the codec's training.
 
-        Raises UserError where no episode holds a chunk.
+        As many groups are imagined as `steps` can draw. Raises UserError where no episode holds a chunk.
         """
         self.model, self.codec, self.episodes, self.data = model, codec, episodes, data
         self.true_fraction, self.batch_size, self.seed = true_fraction, batch_size, seed
-        self.latents_NChw, self.group_N = imagine_groups(model, episodes, seed=seed, log=log)
+        self.latents_NChw, self.group_N = imagine_groups(model, episodes, draws=steps * batch_size, seed=seed, log=log)
 
     def at(self, step: int) -> dict[str, Tensor]:
         """`frames_BFHWC` uint8, `weight_BHW` and `latents_BChw` float32."""
