@@ -2,12 +2,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from tests.stages.test_hallucination import make_episode
 from wovr.codec.conv import CodecDataConfig, ConvCodec, ConvCodecConfig
 from wovr.core.log import RunLog
 from wovr.dit.context import ContextConfig, layout
+from wovr.stages import imagined_groups
 from wovr.stages.imagined_groups import imagine_groups
 from wovr.stages.train_decoder import DecoderBatches
 
@@ -79,7 +81,8 @@ def test_imagined_groups_stand_beside_the_frames_that_truly_followed(tmp_path: P
     assert torch.equal(mixed["latents_BChw"][16:], batch["latents_BChw"][16:])
 
 
-def test_no_more_is_imagined_than_is_drawn(tmp_path: Path) -> None:
+def test_no_more_is_imagined_than_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imagined_groups, "BATCH", 2)
     episodes = [make_episode(number, 48) for number in range(10)]
     log = RunLog(tmp_path, plain=True)
     _, everything = imagine_groups(Echo(), episodes, draws=1000, seed=0, log=log)

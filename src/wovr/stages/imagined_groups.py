@@ -45,7 +45,7 @@ def imagine_groups(
     ]
     if not starts:
         raise UserError(f"episodes: expected at least one of {H} steps or more, found {len(episodes)} shorter")
-    enough = math.ceil(draws / (CHUNKS * model.layout.new))
+    enough = max(BATCH, math.ceil(draws / (CHUNKS * model.layout.new)))
     starts = [starts[n] for n in sorted(rng.permutation(len(starts))[:enough])]
     latents: list[Tensor] = []
     places: list[tuple[int, int]] = []
