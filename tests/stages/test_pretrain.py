@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from wovr.core.dist import Dist
@@ -44,6 +45,27 @@ def test_weights_load_and_the_card_says_what_they_are(first: Path) -> None:
     card = json.loads((first / "card.json").read_text())
     assert dit.config.width == card["config"]["dit"]["width"] == 24
     assert not list(first.glob("*.state.safetensors"))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_stop_in_either_phase_changes_nothing(
+    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    def stop(batches: WorldBatches, step: int) -> dict[str, Tensor]:
+        if (batches.own is not None) == own:
+            raise KeyboardInterrupt
+        return at(batches, step)
+
+    at = WorldBatches.at
+    with monkeypatch.context() as patch:
+        patch.setattr(WorldBatches, "at", stop)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(tmp_path)
+    assert (tmp_path / "dit.first.safetensors").is_file() == own
+    pretrain(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == ["codec.safetensors", "dit.safetensors"]
+    again, once = (load_file(folder / "dit.safetensors") for folder in (tmp_path, first))
+    assert all(torch.equal(again[name], value) for name, value in once.items())
 
 
 def test_without_actions_all_play_looks_alike_to_the_action_path(
