@@ -3,7 +3,7 @@
     python benchmarks/imagined_rollout.py [--run runs/demo] [--batch 128] [--chunks 6] [--out results.json]
 
 Without a run folder all networks have random weights and the embedded sizes, which takes the same time. Nothing
-succeeds, so every trajectory runs to the horizon. The first rollout warms up; the fastest of the others counts.
+succeeds, so every trajectory runs to the horizon. The first rollout warms up; the median of the others counts.
 """
 
 from __future__ import annotations
