@@ -88,13 +88,13 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], **metadata: str) -> Non
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors on the CPU, metadata); UserError when the file is missing, truncated or not safetensors."""
-    with _open(path) as file:
+    with open_tensors(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def read_header(path: Path) -> dict[str, str]:
     """The metadata alone, whatever the size of the file; same errors as `load_tensors`."""
-    with _open(path) as file:
+    with open_tensors(path) as file:
         return file.metadata() or {}
 
 
@@ -142,7 +142,8 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     module.load_state_dict(tensors)
 
 
-def _open(path: Path) -> Any:
+def open_tensors(path: Path) -> Any:
+    """A `safetensors.safe_open` file, which reads single tensors; same errors as `load_tensors`."""
     if not path.is_file():
         raise UserError(f"{path}: expected a safetensors file, found none")
     try:

@@ -123,9 +123,10 @@ class WorldStageConfig(WorldTrainingConfig):
     """The action-conditioned world model."""
 
     pretrained: Path | None = None
-    """ActionDiT to start from; none trains from scratch."""
+    """ActionDiT to start from, or Wan2.2's or WoVR's weights (a safetensors file or a folder of them); none trains from
+    scratch."""
     dit: DiTConfig = DiTConfig()
-    """Of a network from scratch; a pretrained file brings its own."""
+    """Of a network from scratch or of Wan's or WoVR's weights; wovr's own files bring theirs."""
 
 
 class DecoderStageConfig(Config):

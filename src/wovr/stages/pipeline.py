@@ -82,7 +82,8 @@ def open_workplace(
 
     if not path.exists():
         for pretrained in filter(None, (experiment.codec.pretrained, experiment.world_model.pretrained)):
-            read_header(pretrained)
+            for file in sorted(pretrained.glob("*.safetensors")) or [pretrained]:  # a folder of shards, or a file
+                read_header(file)
     dist = Dist()
     with (
         RunFolder.open(path, experiment.model_dump(mode="json")) as run,

@@ -13,6 +13,7 @@ from wovr.core.seed import seed_everything, stream
 from wovr.core.types import Episode
 from wovr.dit.context import layout
 from wovr.dit.model import ActionDiT
+from wovr.dit.weights import is_wan, load_wan
 from wovr.imagine.load import CODEC, DIT, REWARD, load_codec, load_dit, load_reward
 from wovr.imagine.world_model import WorldModel, for_inference
 from wovr.reward.classifier import RewardClassifier
@@ -48,8 +49,11 @@ def backbone(place: Workplace) -> ActionDiT:
     Raises UserError where the pretrained network has another context.
     """
     settings = place.experiment.world_model
+    window = layout(settings.context, place.experiment.policy.chunk_length)
     if settings.pretrained is None:
-        return ActionDiT(settings.dit, layout(settings.context, place.experiment.policy.chunk_length))
+        return ActionDiT(settings.dit, window)
+    if is_wan(settings.pretrained):
+        return load_wan(settings.pretrained, settings.dit, window)
     dit, context, _ = load_dit(settings.pretrained)
     if context.memory_frames != settings.context.memory_frames or context.reference != settings.context.reference:
         raise UserError(
