@@ -189,6 +189,25 @@ def pretrain(
     log.close()
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="Safetensors file to write.")],
+) -> None:
+    """Write the newest world model as WoVR checkpoints are published.
+
+    The names of the tensors are those of Wan2.2 plus `action_mlp1` and `action_mlp2`, in bf16. The same file serves
+    as `world_model.pretrained`, with the network's sizes and switches in `world_model.dit`; other programs know a
+    network without `action_positions`, `action_sums` and `causal_context` only.
+    """
+    from wovr.dit.weights import save_wan
+    from wovr.imagine.load import DIT, load_dit, newest
+
+    dit, _, _ = load_dit(newest(run, DIT))
+    save_wan(out, dit)
+    print(f"wrote {out}")
+
+
 def main() -> None:
     """The console script."""
     app()

@@ -8,9 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 from wovr_cli.main import COMMANDS, app
 
+from wovr.dit.context import ContextConfig, layout
+from wovr.dit.model import ActionDiT, DiTConfig
+from wovr.dit.weights import load_wan
+from wovr.flow.schedule import FlowConfig
+from wovr.imagine.load import DIT, save_dit
 from wovr.stages.pipeline import STAGES
 
 COMMANDS_WITH_CONFIG = [*COMMANDS, "run"]
@@ -59,7 +65,7 @@ def test_help_shows_every_command_and_stage_without_loading_torch() -> None:
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
-    for command in [*COMMANDS_WITH_CONFIG, "demo", "pretrain"]:
+    for command in [*COMMANDS_WITH_CONFIG, "demo", "pretrain", "export"]:
         assert re.search(rf"^  {command} ", found.stdout, re.MULTILINE), command
     for name, stage in STAGES.items():
         assert re.search(rf"^    {name} .*{stage.writes}$", found.stdout, re.MULTILINE), name
@@ -169,3 +175,15 @@ def test_an_internal_error_is_not_hidden(config: Path, stages_run: list, monkeyp
 
     monkeypatch.setattr(sys.modules["wovr.stages.sft"], "run", broken)
     assert isinstance(wovr("sft", config).exception, AssertionError)
+
+
+def test_export_writes_what_load_wan_reads(tmp_path: Path) -> None:
+    assert one_line(wovr("export", tmp_path, tmp_path / "out.safetensors")).endswith("run `wovr train-wm CONFIG` first")
+    window = layout(ContextConfig(), 8)
+    dit = ActionDiT(DiTConfig(width=24, depth=1, heads=2, ffn_width=48), window)
+    save_dit(tmp_path / DIT, dit, ContextConfig(), FlowConfig())
+    found = wovr("export", tmp_path, tmp_path / "out.safetensors")
+    assert found.exit_code == 0, found.output
+    again = load_wan(tmp_path / "out.safetensors", dit.config, window)
+    for name, value in dit.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value.bfloat16().float()), name

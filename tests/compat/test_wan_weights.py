@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wovr.core.errors import UserError
 from wovr.core.seed import normal, seed_everything
 from wovr.dit.context import ContextConfig, layout
 from wovr.dit.model import ActionDiT, DiTConfig
-from wovr.dit.weights import is_wan, load_wan, parts
+from wovr.dit.weights import is_wan, load_wan, parts, save_wan
 from wovr.stages.pipeline import load_experiment, open_workplace
 from wovr.stages.train_wm import backbone
 
@@ -155,6 +155,15 @@ def test_a_published_checkpoint_brings_its_action_layers(wan: WanTransformer3DMo
     hidden = nn.functional.silu(groups_BLF @ w["action_mlp2.0.weight"].T + w["action_mlp2.0.bias"])
     added_BLD = hidden @ w["action_mlp2.2.weight"].T + w["action_mlp2.2.bias"]
     torch.testing.assert_close(model.action_encoder.modulation(actions_BTA, LAYOUT), added_BLD)
+
+
+def test_what_is_written_is_such_a_checkpoint(wan: WanTransformer3DModel, tmp_path: Path) -> None:
+    weights = {name: value.bfloat16() for name, value in wovr_checkpoint(wan).items()}
+    save_file(weights, tmp_path / "published.safetensors")
+    save_wan(tmp_path / "ours.safetensors", load_wan(tmp_path / "published.safetensors", CONFIG, LAYOUT))
+    written = load_file(tmp_path / "ours.safetensors")
+    assert written.keys() == weights.keys()
+    assert all(torch.equal(written[name], value) for name, value in weights.items())
 
 
 def test_the_full_size_has_829_tensors() -> None:

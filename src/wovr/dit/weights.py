@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wovr.core.checkpoint import open_tensors
+from wovr.core.checkpoint import open_tensors, save_tensors
 from wovr.core.errors import UserError
 from wovr.dit.action import ActionEncoder
 from wovr.dit.context import Layout
@@ -109,6 +109,16 @@ def load_wan(path: Path, config: DiTConfig, layout: Layout, dtype: torch.dtype =
     return dit
 
 
+def save_wan(path: Path, dit: ActionDiT) -> None:
+    """Write the weights as a WoVR checkpoint: Wan's original names and one file, bf16 as the published ones."""
+    written: dict[str, Tensor] = {}
+    for name, value in dit.state_dict().items():
+        found = parts(name, tuple(value.shape), dit.config)
+        for part, rows in zip(found, value.split([part.shape[0] for part in found]), strict=True):
+            written[part.name] = _wans(rows, part).reshape(part.shape).bfloat16()
+    save_tensors(path, written, format="pt")
+
+
 def parts(name: str, shape: tuple[int, ...], config: DiTConfig) -> list[Part]:
     """Wan's tensors that make up the parameter `name` of an ActionDiT, in order of its rows."""
     D = config.width
@@ -175,3 +185,10 @@ def _ours(tensor: Tensor, part: Part) -> Tensor:
         return tensor
     by_head = tensor.unflatten(0, (part.heads, -1))
     return by_head[:, from_wan(by_head.shape[1])].flatten(0, 1)
+
+
+def _wans(tensor: Tensor, part: Part) -> Tensor:
+    if not part.heads:
+        return tensor
+    by_head = tensor.unflatten(0, (part.heads, -1))
+    return by_head[:, from_wan(by_head.shape[1]).argsort()].flatten(0, 1)
