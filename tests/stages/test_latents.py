@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,12 @@ from wovr.codec.conv import ConvCodec, ConvCodecConfig
 from wovr.core.errors import UserError
 from wovr.core.log import RunLog
 from wovr.core.seed import normal, seed_everything
+from wovr.core.types import Episode
 from wovr.dit.context import ContextConfig, layout
 from wovr.dit.model import ActionDiT, DiTConfig
 from wovr.episodes.windows import WindowConfig
 from wovr.flow.schedule import FlowConfig, solver_sigmas
+from wovr.stages import latent_cache
 from wovr.stages.latents import LatentEpisodes, OwnMemory, WorldBatches, WorldLossConfig, world_loss
 
 B, COPIES, C, SIDE = 3, 5, 4, 4
@@ -84,3 +87,40 @@ def test_own_memories_without_room_for_a_chunk_after_them_are_refused(tmp_path: 
     own = OwnMemory(torch.zeros(2, 3, 2, 2), [(0, 4), (0, 8)], share=0.5)
     with pytest.raises(UserError, match="own_memory: expected episodes of more than 8 steps"):
         WorldBatches(data, WindowConfig(), ContextConfig(), LAYOUT, batch_size=8, copies=1, seed=0, own=own)
+
+
+def test_an_episode_is_encoded_once_for_each_codec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(codec: ConvCodec, episode: Episode, group: int) -> torch.Tensor:
+        encoded.append((episode.seed, group))
+        return original(codec, episode, group)
+
+    encoded: list[tuple[int, int]] = []
+    original = latent_cache._encode
+    monkeypatch.setattr(latent_cache, "_encode", encode)
+    log, folder = RunLog(tmp_path, plain=True), tmp_path / "latents"
+    episodes = [replace(make_episode(number, 16), seed=number) for number in range(3)]
+    config = ConvCodecConfig(channels=3, frame_width=8, group_width=16, blocks=1)
+    codec = ConvCodec(config)
+
+    first = LatentEpisodes(episodes[:2], codec, log, still=True, folder=folder)
+    assert encoded == [(0, 4), (0, 1), (1, 4), (1, 1)]
+    encoded.clear()
+    more = LatentEpisodes(episodes, codec, log, folder=folder)
+    assert encoded == [(2, 4)], "the others are known, whatever the order or company"
+    assert torch.equal(more.groups_NChw[: len(first.groups_NChw)], first.groups_NChw)
+    assert torch.equal(more.groups_NChw, LatentEpisodes(episodes, codec, log).groups_NChw)
+    encoded.clear()
+    changed = replace(episodes[0], frames_THWC=255 - episodes[0].frames_THWC)
+    LatentEpisodes([changed], codec, log, folder=folder)
+    LatentEpisodes(episodes[:1], ConvCodec(config), log, folder=folder)
+    assert encoded == [(0, 4), (0, 4)], "other frames and another codec have latents of their own"
+
+
+def test_damaged_latents_are_named(tmp_path: Path) -> None:
+    codec = ConvCodec(ConvCodecConfig(channels=3, frame_width=8, group_width=16, blocks=1))
+    log, episodes = RunLog(tmp_path, plain=True), [make_episode(0, 16)]
+    LatentEpisodes(episodes, codec, log, folder=tmp_path / "latents")
+    (path,) = (tmp_path / "latents").glob("*/*.safetensors")
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match=f"{path.name}: expected a complete safetensors file"):
+        LatentEpisodes(episodes, codec, log, folder=tmp_path / "latents")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,7 @@ from wovr.dit.model import ActionDiT
 from wovr.episodes.windows import WindowConfig, WindowIndex, memory_indices
 from wovr.flow.loss import velocity_loss
 from wovr.flow.schedule import FlowConfig, train_sigmas, train_weights
-
-ENCODE_BATCH = 64
+from wovr.stages.latent_cache import LatentCache
 
 
 class WorldLossConfig(Config):
@@ -62,16 +62,28 @@ def check_fit(dit: ActionDiT, channels: int, loss: WorldLossConfig) -> None:
 class LatentEpisodes:
     """All episodes of a training set, encoded once; bf16, 1.5 kB per 64 x 64 frame."""
 
-    def __init__(self, episodes: Sequence[Episode], codec: ConvCodec, log: RunLog, *, still: bool = False) -> None:
-        """`still` also encodes every frame as a still latent, which a memory of one frame needs."""
+    def __init__(
+        self,
+        episodes: Sequence[Episode],
+        codec: ConvCodec,
+        log: RunLog,
+        *,
+        still: bool = False,
+        folder: Path | None = None,
+    ) -> None:
+        """`still` also encodes every frame as a still latent, which a memory of one frame needs.
+
+        Latents are kept in `folder`, and read from there if they were encoded before.
+        """
+        cache = LatentCache(codec, folder)
         self.episodes = episodes
         self.steps = [(episode.actions_TA, episode.success_T) for episode in episodes]
         self.start_E = np.cumsum([0] + [len(episode) + 1 for episode in episodes[:-1]])
         groups, stills = [], []
         with log.progress("encode episodes", len(episodes)) as bar:
             for episode in episodes:
-                groups.append(_encode(codec, episode, FRAMES_PER_LATENT))
-                stills += [_encode(codec, episode, 1)] if still else []
+                groups.append(cache.latents(episode, FRAMES_PER_LATENT))
+                stills += [cache.latents(episode, 1)] if still else []
                 bar.advance()
         self.groups_NChw = torch.cat(groups)
         self.stills_NChw = torch.cat(stills) if still else None
@@ -216,15 +228,3 @@ def _noise_of_copies(noise_BFChw: Tensor, layout: Layout, copies: int) -> Tensor
     context_BKChw, new_BMChw = noise_BFChw.split((layout.context, copies * layout.new), dim=1)
     new_RNChw = new_BMChw.unflatten(1, (copies, layout.new)).flatten(0, 1)
     return torch.cat((context_BKChw.repeat_interleave(copies, 0), new_RNChw), dim=1)
-
-
-def _encode(codec: ConvCodec, episode: Episode, group: int) -> Tensor:
-    """Latent of the `group` frames that end at each frame, (T + 1, C, h, w) bf16; one frame is a still latent."""
-    ends = np.arange(len(episode) + 1)
-    index = memory_indices(ends, group) if group > 1 else np.repeat(ends[:, None], FRAMES_PER_LATENT, axis=1)
-    frames_THWC = torch.from_numpy(episode.frames_THWC)
-    parts = [
-        codec.encode_groups(frames_THWC[torch.from_numpy(rows)].to(codec.device)).cpu().bfloat16()
-        for rows in np.array_split(index, max(1, len(index) // ENCODE_BATCH))
-    ]
-    return torch.cat(parts)

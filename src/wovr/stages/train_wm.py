@@ -39,7 +39,8 @@ def run(place: Workplace) -> dict[str, Any]:
 def world_training(place: Workplace, episodes: list[Episode], codec: ConvCodec) -> WorldTraining:
     """The training of the run's world model on these episodes; refinement uses it too."""
     settings = place.experiment.world_model
-    data = LatentEpisodes(episodes, codec, place.log, still=settings.context.memory_frames == 1)
+    still = settings.context.memory_frames == 1
+    data = LatentEpisodes(episodes, codec, place.log, still=still, folder=place.run.folder("latents"))
     return WorldTraining(settings, codec, data, place.experiment.seed, place.dist, place.log)
 
 
