@@ -107,6 +107,17 @@ class Head(nn.Module):
         return self.head(modulate(self.norm(x_BLSD), shift, scale))
 
 
+def action_encoder(config: DiTConfig) -> ActionEncoder:
+    """The action channels of such a network, initialised."""
+    return ActionEncoder(
+        config.action_dim,
+        config.width,
+        adaln=config.adaln,
+        cross_attention=config.cross_attention,
+        sums=config.action_sums,
+    )
+
+
 class ActionDiT(nn.Module):
     """Velocity of a window of latents given its actions and per-frame timesteps.
 
@@ -120,13 +131,7 @@ class ActionDiT(nn.Module):
         self.patch_embedding = linear(patch_dim, D)
         self.time_embedding = nn.Sequential(linear(TIME_FEATURES, D), nn.SiLU(), linear(D, D))
         self.time_projection = nn.Sequential(nn.SiLU(), linear(D, 6 * D))
-        self.action_encoder = ActionEncoder(
-            config.action_dim,
-            D,
-            adaln=config.adaln,
-            cross_attention=config.cross_attention,
-            sums=config.action_sums,
-        )
+        self.action_encoder = action_encoder(config)
         self.blocks = nn.ModuleList(
             Block(D, config.heads, config.ffn_width, config.eps, config.gelu, config.cross_attention)
             for _ in range(config.depth)

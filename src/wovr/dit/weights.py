@@ -23,9 +23,8 @@ from torch import Tensor
 
 from wovr.core.checkpoint import open_tensors, save_tensors
 from wovr.core.errors import UserError
-from wovr.dit.action import ActionEncoder
 from wovr.dit.context import Layout
-from wovr.dit.model import PATCH, ActionDiT, DiTConfig
+from wovr.dit.model import PATCH, ActionDiT, DiTConfig, action_encoder
 from wovr.dit.rope import from_wan
 
 ACTIONS = ("action_mlp1.", "action_mlp2.")
@@ -97,13 +96,7 @@ def load_wan(path: Path, config: DiTConfig, layout: Layout, dtype: torch.dtype =
         rows = [_ours(files[stored[part.name].path].get_tensor(stored[part.name].name), part) for part in found]
         weights[name] = torch.cat(rows).reshape(dit.get_parameter(name).shape).to(dtype)
     if base:
-        encoder = ActionEncoder(
-            config.action_dim,
-            config.width,
-            adaln=config.adaln,
-            cross_attention=config.cross_attention,
-            sums=config.action_sums,
-        )
+        encoder = action_encoder(config)
         weights |= {f"action_encoder.{name}": value.to(dtype) for name, value in encoder.state_dict().items()}
     dit.load_state_dict(weights, assign=True)
     return dit
