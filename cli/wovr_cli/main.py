@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from wovr.core.errors import UserError
 from wovr.stages.pipeline import STAGES, load_experiment, open_workplace, run_all, run_command
+from wovr_cli.launch import is_worker, launch, run_worker
 from wovr_cli.result import print_result
 
 if TYPE_CHECKING:
@@ -49,7 +50,6 @@ Examples:
 COMMANDS = {
     "sft": "Fit the base policy to a few demonstrations per task.",
     "collect": "Roll the base policy out in the true simulator, and record it.",
-    "train-wm": "Train codec, success classifier and world model on the episodes.",
     "rl": "Mine keyframes, then improve the policy in imagination.",
     "refine": "PACE: more true rollouts, a better world model, and RL again.",
     "eval": "Measure true success, and what the world model hallucinates.",
@@ -106,11 +106,22 @@ def packaged(name: str) -> Path:
 
 @contextmanager
 def _workplace(
-    config: Path, overrides: list[str] | None, run: Path | None, plain: bool, wandb: str | None
+    config: Path,
+    overrides: list[str] | None,
+    run: Path | None,
+    plain: bool,
+    wandb: str | None,
+    *,
+    zero: Path | None = None,
+    offload: bool = False,
 ) -> Iterator[Workplace]:
+    from wovr.core.dist import Dist
+
     experiment = load_experiment(config, overrides or ())
-    with open_workplace(experiment, run or Path("runs") / config.stem, plain=plain, wandb=wandb) as place:
+    dist = Dist(zero, offload=offload)
+    with open_workplace(experiment, run or Path("runs") / config.stem, plain=plain, wandb=wandb, dist=dist) as place:
         yield place
+    dist.close()
 
 
 def _print_version(asked: bool) -> None:
@@ -160,8 +171,53 @@ def _add(name: str, help_text: str) -> None:
             run_command(place, name)
 
 
-for _name, _help in COMMANDS.items():
-    _add(_name, _help)
+for _name in ("sft", "collect"):
+    _add(_name, COMMANDS[_name])
+
+
+@app.command(name="train-wm")
+def train_wm(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    run: RunPath = None,
+    nproc: Annotated[int, typer.Option(metavar="N", min=1, help="Processes, one per GPU.")] = 1,
+    zero: Annotated[
+        str, typer.Option(metavar="STAGE", help="Shard under DeepSpeed: ZeRO stage 1, 2 or 3, or its settings as JSON.")
+    ] = "0",
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Keep what is sharded of the optimizer in CPU memory.")
+    ] = False,
+    hostfile: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Machines, one a line: worker-1 slots=8. Reached by ssh.")
+    ] = None,
+    plain: Plain = False,
+    wandb: Wandb = None,
+) -> None:
+    """Train codec, success classifier and world model on the episodes.
+
+    With --nproc, --zero or --hostfile the command starts itself anew in as many processes; results are those of one.
+    """
+    settings = _zero_settings(zero)
+    if offload and settings is None:
+        raise UserError("--offload: expected --zero 1, 2 or 3 with it, found none")
+    if (nproc > 1 or settings or hostfile) and not is_worker():
+        load_experiment(config, overrides or ())  # what is wrong with it is said once
+        launch(nproc, hostfile)
+    with _workplace(config, overrides, run, plain, wandb, zero=settings, offload=offload) as place:
+        run_command(place, "train-wm")
+
+
+for _name in ("rl", "refine", "eval", "report"):
+    _add(_name, COMMANDS[_name])
+
+
+def _zero_settings(zero: str) -> Path | None:
+    if zero == "0":
+        return None
+    path = packaged(f"configs/deepspeed/zero{zero}.json") if zero in ("1", "2", "3") else Path(zero)
+    if not path.is_file():
+        raise UserError(f"--zero: expected 0, 1, 2, 3 or a JSON file of DeepSpeed's settings, found {zero!r}")
+    return path
 
 
 @app.command()
@@ -210,4 +266,6 @@ def export(
 
 def main() -> None:
     """The console script."""
+    if is_worker():
+        run_worker(app)
     app()

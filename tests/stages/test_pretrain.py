@@ -44,7 +44,7 @@ def test_weights_load_and_the_card_says_what_they_are(first: Path) -> None:
     dit, _, _ = load_dit(first / "dit.safetensors")
     card = json.loads((first / "card.json").read_text())
     assert dit.config.width == card["config"]["dit"]["width"] == 24
-    assert not list(first.glob("*.state.safetensors"))
+    assert not list(first.glob("*.state"))
 
 
 @pytest.mark.parametrize("own", [False, True])

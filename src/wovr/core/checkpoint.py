@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -128,18 +128,21 @@ def load_weights(path: Path, module: nn.Module) -> None:
 
 def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Copy `tensors` into the parameters and buffers of `module`. `path` is where they came from, for the error."""
-    expected = module.state_dict()
-    for name, value in expected.items():
-        if name not in tensors:
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    check_names(path, {name: tuple(value.shape) for name, value in tensors.items()}, expected)
+    module.load_state_dict(tensors)
+
+
+def check_names(path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """UserError with the first of these shapes by name that is missing, different or not expected."""
+    for name, shape in expected.items():
+        if name not in found:
             raise UserError(f"{path}: expected weight '{name}', found none")
-        if tensors[name].shape != value.shape:
-            raise UserError(
-                f"{path}: weight '{name}': expected shape {tuple(value.shape)}, found {tuple(tensors[name].shape)}"
-            )
-    for name in tensors:
+        if found[name] != shape:
+            raise UserError(f"{path}: weight '{name}': expected shape {shape}, found {found[name]}")
+    for name in found:
         if name not in expected:
             raise UserError(f"{path}: found weight '{name}', which this model does not have")
-    module.load_state_dict(tensors)
 
 
 def open_tensors(path: Path) -> Any:

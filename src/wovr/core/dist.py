@@ -1,21 +1,24 @@
 """Devices, ranks and precision. The only file that imports accelerate.
 
-A plain start is one process and never pays for the import. Under `torchrun` or `accelerate launch` gradients
-are summed over ranks once per optimiser step: explicitly, and not by a wrapper around the module, so that a
-loss function may call any method of its model. `prepare` is the one place where a wrapper (DeepSpeed) belongs.
+A plain start is one process and never pays for the import. What several processes train, and how they share it, is in
+`core/weights.py` (whole on every rank) and `core/zero.py` (sharded by DeepSpeed).
 """
 
 from __future__ import annotations
 
-import atexit
+import gc
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from wovr.core.checkpoint import read_json
+from wovr.core.errors import UserError
 
 Precision = Literal["auto", "bf16", "fp32"]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -39,15 +42,20 @@ def precision(requested: Precision = "auto") -> Literal["bf16", "fp32"]:
 class Dist:
     """This process among its peers. One process is rank 0 of 1."""
 
-    def __init__(self) -> None:
-        self._accelerator = _accelerator() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    def __init__(self, zero: Path | None = None, *, offload: bool = False) -> None:
+        """`zero` is DeepSpeed's settings as JSON, as configs/deepspeed/zero2.json: trainings are sharded so.
+
+        `offload` keeps the sharded moments in the CPU's memory and updates them there.
+        """
+        self.zero = None if zero is None else _zero_settings(zero, offload)
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        self._accelerator = _accelerator() if several or zero else None
         if self._accelerator is None:
             self.rank, self.world_size = 0, 1
             self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         else:
             self.rank, self.world_size = self._accelerator.process_index, self._accelerator.num_processes
             self.device = self._accelerator.device
-            atexit.register(self._accelerator.end_training)  # else its threads may outlive the interpreter and abort
 
     @property
     def is_main(self) -> bool:
@@ -61,7 +69,9 @@ class Dist:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def prepare(self, model: ModuleT) -> ModuleT:
-        """Move a model to this rank's device and give every rank the weights of rank 0."""
+        """Move a model to this rank's device and give every rank the weights of rank 0. DeepSpeed does both itself."""
+        if self.zero:
+            return model
         model.to(self.device)
         if self._accelerator is not None:
             for tensor in model.state_dict().values():
@@ -84,10 +94,45 @@ class Dist:
         total: Tensor = self._accelerator.reduce(tensor, reduction="sum")
         return total
 
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """A CPU tensor of each rank, in their order, on every rank."""
+        if self._accelerator is None:
+            return [tensor]
+        found: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(found, tensor)
+        return found
+
     def barrier(self) -> None:
         """Wait for every rank."""
         if self._accelerator is not None:
             self._accelerator.wait_for_everyone()
+
+    def on_main(self, work: Callable[[], object]) -> None:
+        """Let rank 0 do `work`, and every rank wait for it: files are written once and read after that."""
+        if self.is_main:
+            work()
+        self.barrier()
+
+    def close(self) -> None:
+        """Leave the group of processes, all together. A thread of gloo that outlives the interpreter would abort it."""
+        if self._accelerator is None:
+            return
+        gc.collect()
+        self._accelerator.wait_for_everyone()
+        self._accelerator.end_training()
+        self._accelerator = None
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def _zero_settings(path: Path, offload: bool) -> dict[str, Any]:
+    settings = read_json(path)
+    zero = settings.get("zero_optimization") if isinstance(settings, dict) else None
+    if not isinstance(zero, dict) or zero.get("stage") not in (1, 2, 3):
+        raise UserError(f"{path}: key 'zero_optimization.stage': expected 1, 2 or 3 in DeepSpeed's settings")
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return dict(settings)
 
 
 def _accelerator() -> Any:

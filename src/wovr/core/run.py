@@ -31,10 +31,11 @@ FORMAT = 1
 class RunFolder:
     """One run on disk. `open` it to work in it (one process at a time), `read` it to look."""
 
-    def __init__(self, path: Path, lock: IO[str] | None) -> None:
-        """Use `open` or `read`."""
+    def __init__(self, path: Path, lock: IO[str] | None, *, follows: bool = False) -> None:
+        """Use `open`, `read` or `follow`."""
         self.path = path
         self._lock = lock
+        self._follows = follows
         self._manifest: dict[str, Any] = read_json(path / "manifest.json")
         found = self._manifest.get("format")
         if found != FORMAT:
@@ -67,10 +68,15 @@ class RunFolder:
 
     @classmethod
     def read(cls, path: Path) -> RunFolder:
-        """An existing folder, without the right to change it: for reports, other processes, ranks other than 0."""
+        """An existing folder, without the right to change it."""
         if not (path / "manifest.json").exists():
             raise UserError(f"{path}: expected a run folder, found no manifest.json in it")
         return cls(path, lock=None)
+
+    @classmethod
+    def follow(cls, path: Path) -> RunFolder:
+        """The folder that rank 0 has open, for the other ranks: they do the same work and write none of it down."""
+        return cls(path, lock=None, follows=True)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -93,16 +99,19 @@ class RunFolder:
 
     def mark_done(self, name: str, seconds: float, summary: Mapping[str, Any]) -> None:
         """Record a stage as complete, after its artifacts are in place. `summary` must be JSON."""
-        assert self._lock is not None, "a run folder opened with `read` is not written"
+        assert self._lock is not None or self._follows, "a run folder opened with `read` is not written"
         self._manifest["stages"][name] = {
             "finished": time.time(),
             "seconds": round(seconds, 3),
             "summary": dict(summary),
         }
-        write_json(self.path / "manifest.json", self._manifest)
+        if not self._follows:
+            write_json(self.path / "manifest.json", self._manifest)
 
     def add_rollouts(self, purpose: str, *, episodes: int, steps: int, stage: str, key: str) -> None:
         """Write true-simulator rollouts to the ledger. The same `key` again, after a resume, counts once."""
+        if self._follows:
+            return
         assert self._lock is not None, "a run folder opened with `read` is not written"
         ledger = self.path / "ledger.jsonl"
         if any(line["key"] == key for line in read_records(ledger)):

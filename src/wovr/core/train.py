@@ -7,11 +7,11 @@ uninterrupted one bit for bit. Legend: B batch.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,9 @@ from wovr.core.dist import Dist
 from wovr.core.errors import UserError
 from wovr.core.log import RunLog
 from wovr.core.optim import OptimConfig, Optimizer, learning_rate
-
-Batch = Mapping[str, Any]
-"""Tensors, or lists, that all have the leading dimension B."""
-LossFn = Callable[[nn.Module, Batch], tuple[Tensor, dict[str, Tensor]]]
-"""(model, batch) -> (loss (B,), logs of shape (B,) each): one value per sample, never a mean."""
+from wovr.core.train_state import find_state, save_state
+from wovr.core.weights import Batch, LossFn, Replica, Weights
+from wovr.core.zero import Sharded
 
 
 class TrainConfig(OptimConfig):
@@ -53,6 +51,8 @@ class TrainConfig(OptimConfig):
     to the end and takes the last."""
 
 
+BEST = "best.safetensors"
+"""Within the state's folder: the weights of the best validation."""
 RESULT_NEUTRAL = {"accumulate", "log_every", "checkpoint_every"}
 """Keys that may change when a training is resumed."""
 
@@ -62,32 +62,30 @@ class Trainer:
 
     def __init__(self, model: nn.Module, config: OptimConfig, dist: Dist, total_steps: int) -> None:
         """Moves `model` to the device of `dist`; parameters without `requires_grad` stay frozen."""
-        self.model, self.config, self.dist, self.total_steps = dist.prepare(model), config, dist, total_steps
+        self.config, self.dist, self.total_steps = config, dist, total_steps
         self.steps_done = 0
-        self.ema_model = _frozen_copy(model) if config.ema_decay else model
-        """The averaged weights, or the model itself where no average is kept."""
-        self._optimizer = Optimizer(model, config)
+        self._optimizer = Optimizer(dist.prepare(model), config)
+        kind = Sharded if dist.zero else Replica
+        self._weights: Weights = kind(model, self._optimizer, dist)
 
     def step(self, batch: Batch, loss_fn: LossFn, micro_batches: int = 1) -> dict[str, float]:
         """One update from the GLOBAL batch, which every rank passes whole and takes its slice of.
 
         Returns the logs of `loss_fn` averaged over the global batch, with `loss`, `grad_norm` (before clipping)
-        and `lr`. Raises UserError, before any weight changes, when the loss or its gradient is not finite.
+        and `lr`. Raises UserError when the loss or its gradient is not finite; what is on disk is as it was.
         """
         size = batch_size(batch)
         assert size >= self.dist.world_size * micro_batches, "a micro-batch would be empty"
         mine = split(batch, self.dist.world_size)[self.dist.rank]
         total: dict[str, Tensor] = {}
-        for part in split(mine, micro_batches):
+        for number, part in enumerate(split(mine, micro_batches), start=1):
             part = {key: _to(value, self.dist.device) for key, value in part.items()}
-            with self.dist.autocast(self.config.precision):
-                loss_B, logs = loss_fn(self.model, part)
+            loss_B, logs = self._weights.loss(loss_fn, part)
             assert loss_B.ndim == 1, "losses are per sample, shape (B,)"
-            (loss_B.sum() / size).backward()
+            self._weights.backward(loss_B.sum() / size, last=number == micro_batches)
             for key, value in {**logs, "loss": loss_B}.items():
                 assert value.shape == loss_B.shape, f"log {key!r} is not per sample"
                 total[key] = total.get(key, 0) + value.detach().float().sum() / size
-        self.dist.sum_gradients(self._optimizer.parameters)
         names = sorted(total)
         values = dict(zip(names, self.dist.sum(torch.stack([total[name] for name in names])).tolist(), strict=True))
         values["lr"] = learning_rate(self.steps_done, self.config, self.total_steps)
@@ -96,57 +94,47 @@ class Trainer:
         return values
 
     def _update(self, loss: float, rate: float) -> float:
-        """Clip, step, average; returns the gradient norm."""
-        limit = self.config.grad_clip or math.inf
-        norm = nn.utils.clip_grad_norm_(self._optimizer.parameters, limit).item()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._optimizer.clear()
+        self._optimizer.prepare(rate, self.steps_done)
+        norm = self._weights.update() if math.isfinite(loss) else math.nan
+        if not math.isfinite(norm):
+            self._weights.clear()
             raise UserError(
                 f"training step {self.steps_done}: expected a finite loss and gradient, found loss {loss:g} and "
                 f"gradient norm {norm:g}; try a smaller lr (now {self.config.lr:g}); the last checkpoint is intact"
             )
-        self._optimizer.step(rate)
-        if self.config.ema_decay:
-            self._average()
         return norm
 
-    @torch.no_grad()
-    def _average(self) -> None:
-        decay = min(self.config.ema_decay, (1 + self.steps_done) / (10 + self.steps_done))
-        pairs = zip(self.ema_model.parameters(), self.model.parameters(), strict=True)
-        averages, parameters = zip(*[pair for pair in pairs if pair[1].requires_grad], strict=True)
-        torch._foreach_lerp_(averages, parameters, 1 - decay)
-        for average, buffer in zip(self.ema_model.buffers(), self.model.buffers(), strict=True):
-            average.copy_(buffer)
+    def result(self) -> nn.Module:
+        """The model to use, in eval mode: the average where one is kept. Every rank calls this."""
+        return self._weights.result()
 
-    def save(self, path: Path, **metadata: str) -> None:
+    def save(self, folder: Path, **metadata: str) -> None:
         """Write all that decides the following steps: weights, average, moments, step, random state, config."""
-        if not self.dist.is_main:
-            return
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        if self.config.ema_decay:
-            tensors |= {f"ema.{name}": value for name, value in self.ema_model.state_dict().items()}
-        tensors |= {f"optimizer.{name}": value for name, value in self._optimizer.state().items()}
-        tensors["random"] = torch.get_rng_state()
+        random = ((f"random.{rank}", value) for rank, value in enumerate(self.dist.gather(torch.get_rng_state())))
+        tensors = itertools.chain(self._weights.tensors(), random)
         config = self.config.model_dump_json()
-        save_tensors(path, tensors, config=config, step=str(self.steps_done), **metadata)
+        save_state(folder, tensors, step=self.steps_done, dist=self.dist, config=config, **metadata)
 
-    def load(self, path: Path) -> dict[str, str]:
-        """Continue from `save` as if never interrupted; returns the metadata given to it.
+    def resume(self, folder: Path) -> dict[str, str] | None:
+        """Continue from `save` as if never interrupted; returns the metadata given to it, None where there is none.
 
         Raises UserError when the state belongs to another config or model.
         """
-        tensors, metadata = load_tensors(path)
-        if "step" not in metadata or "config" not in metadata:
-            raise UserError(f"{path}: expected a training state, found no 'step' and 'config' in its header")
-        self._check_config(path, json.loads(metadata["config"]))
-        fill(self.model, _under("model.", tensors), path)
-        if self.config.ema_decay:
-            fill(self.ema_model, _under("ema.", tensors), path)
-        self._optimizer.load(_under("optimizer.", tensors))
-        torch.set_rng_state(tensors["random"])
-        self.steps_done = int(metadata["step"])
-        return metadata
+        saved = find_state(folder)
+        if saved is None:
+            return None
+        if "config" not in saved.metadata:
+            raise UserError(f"{saved.path}: expected a training state, found no 'config' in its header")
+        self._check_config(saved.path, json.loads(saved.metadata["config"]))
+        self._weights.load(saved)
+        mine = f"random.{self.dist.rank}"
+        torch.set_rng_state(saved[mine if mine in saved else "random.0"])
+        self.steps_done = int(saved.metadata["step"])
+        return saved.metadata
+
+    def close(self) -> None:
+        """Let go of what other processes share. The model of `result` stays."""
+        self._weights.close()
 
     def _check_config(self, path: Path, saved: dict[str, Any]) -> None:
         now = json.loads(self.config.model_dump_json())
@@ -158,7 +146,7 @@ class Trainer:
             key, before, after = difference
             raise UserError(
                 f"{path}: key '{key}': this state was trained with {before!r}, found {after!r}; "
-                "restore the value or delete the file to start anew"
+                "restore the value or delete the folder to start anew"
             )
 
 
@@ -171,14 +159,13 @@ class FitResult:
     history: list[dict[str, float]]
     """The logged lines: `step` and means since the last line; validations have keys `validation/…`."""
     state: Path
-    """The final training state."""
+    """The folder of the final training state."""
     validation: dict[str, float]
     """`step` and `validation/…` of the model to use; empty without validation."""
 
     def clean(self) -> None:
         """Remove the training state. For once the artifact is saved: until then it makes `fit` return at once."""
-        self.state.unlink(missing_ok=True)
-        _best_of(self.state).unlink(missing_ok=True)
+        shutil.rmtree(self.state, ignore_errors=True)
 
 
 def fit(
@@ -194,7 +181,7 @@ def fit(
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
     score: str = "",
 ) -> FitResult:
-    """Train for `config.steps`, resuming from `folder/NAME.state.safetensors` when it is there.
+    """Train for `config.steps`, resuming from `folder/NAME.state` when it is there.
 
     `batch_at(step)` gives the whole global batch on every rank and depends on nothing but the step. `validate` gets
     the model to use, in eval mode and without gradient, on every rank. `score` is that key of its result, more being
@@ -202,12 +189,12 @@ def fit(
     """
     if config.patience and not (validate and score):
         raise UserError(f"{name}: expected patience=0 where nothing is validated, found {config.patience}")
-    state = folder / f"{name}.state.safetensors"
+    state = folder / f"{name}.state"
     trainer = Trainer(model, config, dist, config.steps)
     history: list[dict[str, float]] = []
     recent: list[dict[str, float]] = []  # the steps since the last logged line
-    if state.exists():
-        metadata = trainer.load(state)
+    metadata = trainer.resume(state)
+    if metadata is not None:
         history, recent = json.loads(metadata["history"]), json.loads(metadata["recent"])
     model.train()
     with log.progress(name, config.steps, done=trainer.steps_done) as bar:
@@ -222,30 +209,30 @@ def fit(
                 line |= {key: sum(step[key] for step in recent) / len(recent) for key in values}
                 recent = []
             if validate and (last or (config.validate_every and done % config.validate_every == 0)):
-                found = _evaluate(validate, trainer.ema_model)
+                result = trainer.result()
+                with torch.no_grad():
+                    found = validate(result)
                 line |= {f"validation/{key}": value for key, value in found.items()}
                 if config.patience and dist.is_main and found[score] >= max([found[score], *_scores(history, score)]):
-                    save_tensors(_best_of(state), trainer.ema_model.state_dict(), step=str(done))
+                    save_tensors(state / BEST, result.state_dict(), step=str(done))
+                model.train()
             if line:
                 history.append({"step": done, **line})
                 log.metrics(name, done, line)
             last = last or _stale(history, score, config.patience)
             if last or (config.checkpoint_every and done % config.checkpoint_every == 0):
                 trainer.save(state, history=json.dumps(history), recent=json.dumps(recent))
+    result = trainer.result()
+    trainer.close()
     dist.barrier()
     validated = [line for line in history if any(key.startswith("validation/") for key in line)]
     taken = validated[-1] if validated else {}
     if config.patience:
-        best, metadata = load_tensors(_best_of(state))
-        fill(trainer.ema_model, best, _best_of(state))
+        best, metadata = load_tensors(state / BEST)
+        fill(result, best, state / BEST)
         taken = next(line for line in validated if line["step"] == int(metadata["step"]))
     validation = {key: value for key, value in taken.items() if key == "step" or key.startswith("validation/")}
-    return FitResult(trainer.ema_model.eval(), history, state, validation)
-
-
-def _best_of(state: Path) -> Path:
-    """Where the weights of the best validation are kept."""
-    return state.with_suffix(".best.safetensors")
+    return FitResult(result, history, state, validation)
 
 
 def _scores(history: list[dict[str, float]], score: str) -> list[float]:
@@ -256,14 +243,6 @@ def _stale(history: list[dict[str, float]], score: str, patience: int) -> bool:
     """Whether the last `patience` validations all fell short of the best before them."""
     scores = _scores(history, score)
     return 0 < patience < len(scores) and max(scores[-patience:]) < max(scores[:-patience])
-
-
-@torch.no_grad()
-def _evaluate(validate: Callable[[nn.Module], dict[str, float]], model: nn.Module) -> dict[str, float]:
-    training = model.training
-    found = validate(model.eval())
-    model.train(training)
-    return found
 
 
 def batch_size(batch: Batch) -> int:
@@ -282,11 +261,3 @@ def split(batch: Batch, parts: int) -> list[Batch]:
 
 def _to(value: Any, device: torch.device) -> Any:
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _frozen_copy(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).requires_grad_(False).eval()

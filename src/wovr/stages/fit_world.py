@@ -50,7 +50,7 @@ class WorldTraining:
             self.phase(dit, settings, first, validate if asked else None)
         dit, _, _ = load_dit(first)
         found = self.phase(dit, own.train, path, validate, own=own.share, name="own_memory")
-        first.unlink()
+        self.dist.on_main(first.unlink)
         return found
 
     def phase(
@@ -99,6 +99,6 @@ class WorldTraining:
         )
         assert isinstance(result.model, ActionDiT)
         network = result.model if self.precision is None else for_inference(result.model, self.precision)
-        save_dit(path, network, config.context, config.flow)
+        self.dist.on_main(lambda: save_dit(path, network, config.context, config.flow))
         result.clean()
         return result.validation

@@ -26,8 +26,8 @@ from wovr.core.config import Config
 from wovr.core.errors import UserError
 from wovr.core.log import RunLog
 from wovr.core.seed import normal, stream
-from wovr.core.train import LossFn
 from wovr.core.types import Episode, no_motion
+from wovr.core.weights import LossFn
 from wovr.dit.context import FRAMES_PER_LATENT, ContextConfig, Layout, memory_sigmas, noised_window
 from wovr.dit.model import ActionDiT
 from wovr.episodes.windows import WindowConfig, WindowIndex, memory_indices

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from wovr.core.errors import UserError
 
 if TYPE_CHECKING:
+    from wovr.core.dist import Dist
     from wovr.stages.experiment import Experiment, Workplace
 
 
@@ -68,9 +69,16 @@ def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
 
 @contextmanager
 def open_workplace(
-    experiment: Experiment, path: Path, *, plain: bool = False, wandb: str | None = None
+    experiment: Experiment,
+    path: Path,
+    *,
+    plain: bool = False,
+    wandb: str | None = None,
+    dist: Dist | None = None,
 ) -> Iterator[Workplace]:
     """Make or continue the run folder `path`. `plain` prints lines instead of bars; `wandb` names a project.
+
+    Among several processes rank 0 alone writes it.
 
     A new run reads the headers of its pretrained files first, and does not find out an hour later that one is missing.
     """
@@ -80,13 +88,21 @@ def open_workplace(
     from wovr.core.run import RunFolder
     from wovr.stages.experiment import Workplace
 
+    dist = dist or Dist()
+
     if not path.exists():
         for pretrained in filter(None, (experiment.codec.pretrained, experiment.world_model.pretrained)):
             for file in sorted(pretrained.glob("*.safetensors")) or [pretrained]:  # a folder of shards, or a file
                 read_header(file)
-    dist = Dist()
+    content = experiment.model_dump(mode="json")
+    if dist.is_main:
+        folder = RunFolder.open(path, content)
+        dist.barrier()
+    else:
+        dist.barrier()
+        folder = RunFolder.follow(path)
     with (
-        RunFolder.open(path, experiment.model_dump(mode="json")) as run,
+        folder as run,
         closing(RunLog(path, plain=plain, wandb_project=wandb, active=dist.is_main)) as log,
     ):
         yield Workplace(experiment, run, log, dist)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from wovr.core.config import Config
 from wovr.core.optim import OptimConfig
 from wovr.core.seed import stream
-from wovr.core.train import LossFn, Trainer
+from wovr.core.train import Trainer
+from wovr.core.weights import LossFn
 from wovr.grpo.advantage import discounted_return, group_advantages
 from wovr.grpo.config import GRPOConfig
 from wovr.grpo.loss import grpo_loss

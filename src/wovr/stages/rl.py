@@ -5,6 +5,7 @@ No true rollout is used, unless `rl.simulator` asks for the paper's online basel
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,8 +50,9 @@ def train_policy(
     """GRPO with the world model, reward and keyframes below `folder`; resumes at the last saved update."""
     config = place.experiment.rl
     trainer = Trainer(policy, config.update.optim, place.dist, updates)
-    state = path.parent / "policy.state.safetensors"
-    done = int(trainer.load(state)["update"]) if state.is_file() else 0
+    state = path.parent / "policy.state"
+    metadata = trainer.resume(state)
+    done = int(metadata["update"]) if metadata else 0
     roll = _in_simulator(place, name) if config.simulator else _in_imagination(place, folder)
     last: dict[str, float] = {}
     with place.log.progress(name, updates, done) as bar:
@@ -66,7 +68,7 @@ def train_policy(
             if (update + 1) % config.checkpoint_every == 0:
                 trainer.save(state, update=str(update + 1))
     save_model(path, policy, policy.config)
-    state.unlink(missing_ok=True)
+    shutil.rmtree(state, ignore_errors=True)
     return last
 
 

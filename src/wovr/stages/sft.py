@@ -11,8 +11,9 @@ import torch
 from wovr.core.checkpoint import load_model, save_model
 from wovr.core.seed import seed_everything, stream
 from wovr.core.text import word_ids
-from wovr.core.train import Batch, fit
+from wovr.core.train import fit
 from wovr.core.types import Episode, SimulatorStart
+from wovr.core.weights import Batch
 from wovr.envs.tabletop import Demonstrator, Tabletop, goal
 from wovr.policy.small import SmallVLA, SmallVLAConfig, chunk_targets, sft_loss
 from wovr.stages.data import DEMONSTRATIONS, names_of

@@ -38,7 +38,7 @@ def run(place: Workplace) -> dict[str, Any]:
             log=place.log,
             dist=place.dist,
         )
-    save_model(place.run.path / CODEC, codec, codec.config)
+    place.dist.on_main(lambda: save_model(place.run.path / CODEC, codec, codec.config))
     return {"psnr": reconstruction_psnr(codec.eval(), [episode.frames_THWC for _, episode in held])}
 
 

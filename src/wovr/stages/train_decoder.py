@@ -83,7 +83,7 @@ def train_decoder(
         codec = result.model
     reward = load_reward(folder / REWARD)
     found = validation(place, network, for_inference(codec), reward, validation_episodes(place, held))
-    save_model(folder / WORLD_CODEC, codec, codec.config)
+    place.dist.on_main(lambda: save_model(folder / WORLD_CODEC, codec, codec.config))
     if settings is not None:
         result.clean()
     return found

@@ -69,7 +69,7 @@ def train_reward(
         first_success,
     )
     classifier.calibrated(chosen.threshold, chosen.hold)
-    save_model(path, classifier, classifier.config)
+    place.dist.on_main(lambda: save_model(path, classifier, classifier.config))
     result.clean()
     true = [probabilities(classifier, episode.frames_THWC, episode.instruction)[1:] for episode in held_out]
     return {"reconstructed": _summary(chosen), "true_frames_agreement": _agreement(classifier, true, succeeded_E)}

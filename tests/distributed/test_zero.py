@@ -1,0 +1,184 @@
+"""Two processes over gloo under ZeRO 1, 2 and 3 take the steps of one, and go on after one of them was killed."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from wovr.core.dist import Dist
+from wovr.core.errors import UserError
+from wovr.core.optim import OptimConfig
+from wovr.core.train import FitResult, Trainer
+from wovr.core.train_state import find_state
+
+ZERO = Path(__file__).parents[2] / "configs" / "deepspeed"
+KILLED_AT = 5
+PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+from torch import nn
+from wovr.core.dist import Dist
+from wovr.core.log import RunLog
+from wovr.core.seed import normal, seed_everything, stream
+from wovr.core.train import TrainConfig, fit
+from wovr.dit.context import ContextConfig, layout
+from wovr.dit.model import ActionDiT, DiTConfig
+from wovr.flow.schedule import FlowConfig
+from wovr.stages.latents import WorldLossConfig, world_loss
+import torch
+
+CONTEXT = ContextConfig()
+WINDOW = layout(CONTEXT, 8)
+CONFIG = TrainConfig(steps=8, batch_size=6, accumulate=2, lr=3e-3, warmup_steps=2, schedule="cosine", weight_decay=0.1,
+                     grad_clip=0.5, ema_decay=0.8, precision="fp32", log_every=1, checkpoint_every=3)
+
+def batch_at(step):
+    shape = (6, WINDOW.frames, 3, 4, 4)
+    rng = stream(0, "uniform", step)
+    return {"latents_BLChw": normal(shape, 0, "latents", step),
+            "actions_BTA": normal((6, WINDOW.actions, 3), 0, "actions", step),
+            "noise_BFChw": normal(shape, 0, "noise", step),
+            "uniform_B": torch.from_numpy(rng.random(6, dtype="float32")),
+            "memory_uniform_B": torch.from_numpy(rng.random(6, dtype="float32"))}
+
+def train(folder, dist, kill_at=None, **changes):
+    folder.mkdir(parents=True, exist_ok=True)
+    def batches(step):
+        if step == kill_at and dist.rank == dist.world_size - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return batch_at(step)
+    seed_everything(0)
+    network = ActionDiT(DiTConfig(width=12, depth=2, heads=2, ffn_width=20, channels=3), WINDOW)
+    nn.init.normal_(network.head.head.weight, std=0.02)
+    network.patch_embedding.bias.requires_grad_(False)  # a frozen parameter
+    loss = world_loss(CONTEXT, FlowConfig(), WINDOW, WorldLossConfig())
+    log = RunLog(folder, plain=True, active=dist.is_main)
+    config = CONFIG.model_copy(update=changes)
+    return fit(network, loss, batches, config, dist=dist, folder=folder, log=log, name="toy")
+"""
+WORKER = (
+    PROGRAM
+    + """
+folder, zero, kill_at = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+dist = Dist(Path(zero), offload="offload" in sys.argv)
+names = ["killed"] if kill_at != "never" else ["killed", "whole"]
+for name in names:
+    result = train(folder / name, dist, int(kill_at) if kill_at != "never" else None)
+    if dist.is_main:
+        torch.save({"weights": result.model.state_dict(), "history": result.history}, folder / f"{name}.pt")
+dist.close()
+"""
+)
+program: dict[str, Any] = {}
+exec(PROGRAM, program)
+
+
+def launch(folder: Path, zero: int, kill_at: int | str = "never", processes: int = 2, *extra: str) -> list[int]:
+    """Exit statuses of the processes; when one was killed, so are the others, as the launcher does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, "-c", WORKER, str(folder), str(ZERO / f"zero{zero}.json"), str(kill_at), *extra]
+    ranks = []
+    for rank in range(processes):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+        with (folder / f"rank_{rank}.log").open("w") as log:
+            ranks.append(subprocess.Popen(arguments, env=os.environ | meeting | own, stdout=log, stderr=log))
+    while any(process.poll() is None for process in ranks):
+        if any(process.poll() for process in ranks):
+            for process in ranks:
+                process.kill()
+        time.sleep(0.05)
+    return [process.wait() for process in ranks]
+
+
+def read(folder: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(folder / f"{name}.pt", weights_only=True)
+    return found
+
+
+def same_history(a: list[dict[str, float]], b: list[dict[str, float]], tolerance: float) -> None:
+    assert [line["step"] for line in a] == [line["step"] for line in b] == list(range(1, 9))
+    for one, other in zip(a, b, strict=True):
+        assert one == pytest.approx(other, rel=tolerance, abs=tolerance)
+
+
+def same_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        torch.testing.assert_close(b[name], value, rtol=0, atol=tolerance)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> FitResult:
+    """The same training in this process, without DeepSpeed."""
+    result: FitResult = program["train"](tmp_path_factory.mktemp("one"), Dist())
+    return result
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_two_processes_under_zero(tmp_path: Path, one: FitResult, stage: int) -> None:
+    statuses = launch(tmp_path, stage, kill_at=KILLED_AT)
+    assert -signal.SIGKILL in statuses
+    state = tmp_path / "killed" / "toy.state"
+    assert [path.name for path in state.iterdir()] == ["step-3"]
+    shutil.copytree(state, tmp_path / "alone" / "toy.state")
+
+    assert launch(tmp_path, stage) == [0, 0], (tmp_path / "rank_0.log").read_text()[-3000:]
+    whole, killed = read(tmp_path, "whole"), read(tmp_path, "killed")
+    same_history(one.history, whole["history"], 1e-5)  # as one process
+    same_weights(one.model.state_dict(), whole["weights"], 1e-5)
+    assert killed["history"] == whole["history"]  # as if it had not been killed, to the last bit
+    same_weights(whole["weights"], killed["weights"], 0.0)
+
+    alone = program["train"](tmp_path / "alone", Dist())  # two processes' state goes on in one, without DeepSpeed
+    same_history(one.history, alone.history, 1e-5)
+    same_weights(one.model.state_dict(), alone.model.state_dict(), 1e-5)
+
+
+def test_one_process_with_its_moments_in_cpu_memory_continues_a_plain_one(
+    tmp_path: Path, one: FitResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(*_: Any) -> None:
+        raise StopError
+
+    monkeypatch.setitem(program, "os", type("os", (), {"kill": stop, "getpid": os.getpid}))
+    with pytest.raises(StopError):
+        program["train"](tmp_path / "killed", Dist(), KILLED_AT)
+    assert launch(tmp_path, 2, "never", 1, "offload") == [0], (tmp_path / "rank_0.log").read_text()[-3000:]
+    killed = read(tmp_path, "killed")
+    same_history(one.history, killed["history"], 1e-5)
+    same_weights(one.model.state_dict(), killed["weights"], 1e-5)
+
+
+def test_a_missing_part_is_named(tmp_path: Path) -> None:
+    result = program["train"](tmp_path, Dist())
+    (part,) = result.state.rglob("part-*")
+    part.unlink()
+    with pytest.raises(UserError, match=r"step-8: expected 1 or more parts of a training state, found 0"):
+        find_state(result.state)
+
+
+def test_muon_and_sharding_exclude_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    dist = Dist()
+    monkeypatch.setattr(dist, "zero", {"zero_optimization": {"stage": 2}})
+    with pytest.raises(UserError, match=r"'muon_lr': expected 0 under ZeRO, which shards matrices, found 0\.1"):
+        Trainer(torch.nn.Linear(2, 2), OptimConfig(muon_lr=0.1), dist, 1)
+
+
+def test_settings_without_a_stage_are_refused(tmp_path: Path) -> None:
+    settings = tmp_path / "zero.json"
+    settings.write_text('{"zero_optimization": {"stage": 0}}')
+    with pytest.raises(UserError, match=r"zero\.json: key 'zero_optimization\.stage': expected 1, 2 or 3"):
+        Dist(settings)
