@@ -63,7 +63,8 @@ def _run_here(command: Sequence[str], processes: int, folder: Path) -> int:
         return 0
     _end(ranks)
     for rank, (process, output) in enumerate(zip(ranks, outputs, strict=True)):
-        if rank and process.returncode > 0 and process.returncode != USER_ERROR:
+        same_as_rank_0 = process.returncode == ranks[0].returncode == USER_ERROR
+        if rank and process.returncode > 0 and not same_as_rank_0:
             said = output.read_text(errors="replace").splitlines()[-SHOWN_LINES:]
             print(
                 f"wovr: process {rank} of {processes} ended with status {process.returncode}:",
