@@ -61,6 +61,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--heads", type=int, default=6)
     parser.add_argument("--causal-context", action="store_true", help="Euler steps share one pass over the context")
     parser.add_argument("--copies", type=int, default=1, help="noised copies of a window in a training step")
+    parser.add_argument("--chunks", type=int, default=1, help="chunks of a clip in a window of a training step")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=10)
@@ -90,8 +91,10 @@ def main() -> None:
     noise_BNChw = latents_BLChw[:, window.context :]
     actions_BTA = normal((args.batch, window.actions, config.action_dim), 0, "actions").to(device)
     timesteps_BL = torch.full((args.batch, window.frames), 500.0, device=device)
-    copied_RLChw = latents_BLChw.repeat_interleave(args.copies, 0)
-    copied_timesteps_RL = timesteps_BL.repeat_interleave(args.copies, 0)
+    clip = window.packed(args.chunks)
+    clip_RLChw = normal((args.batch * args.copies, clip.frames, *shape[2:]), 0, "latents").to(device)
+    clip_timesteps_RL = torch.full((args.batch * args.copies, clip.frames), 500.0, device=device)
+    clip_actions_BTA = normal((args.batch, clip.actions, config.action_dim), 0, "actions").to(device)
     sigmas = solver_sigmas(FlowConfig())
     autocast = torch.autocast(device, dtype, enabled=dtype != torch.float32)
 
@@ -112,8 +115,8 @@ def main() -> None:
 
     def train_step() -> None:
         with autocast:
-            prediction = model(copied_RLChw, copied_timesteps_RL, actions_BTA, new_only=True)
-        velocity_loss(prediction, copied_RLChw[:, window.context :]).mean().backward()
+            prediction = model(clip_RLChw, clip_timesteps_RL, clip_actions_BTA, new_only=True)
+        velocity_loss(prediction, clip_RLChw[:, clip.context :]).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -137,6 +140,8 @@ def main() -> None:
             "gflops": round(work_flops / seconds / 1e9, 1),
             "gemm_share": round(work_flops / seconds / rate, 3),
         }
+    supervised = args.batch * args.copies * clip.new
+    result["supervised_latents_per_second"] = round(supervised / result["train_step"]["ms"] * 1e3)  # type: ignore[index]
     result["imagined_frames_per_second"] = round(args.batch * 8 / result["chunk"]["ms"] * 1e3)  # type: ignore[index]
     print(json.dumps(result, indent=2))
 

@@ -8,16 +8,16 @@ from tests.stages.test_hallucination import make_episode
 from wovr.codec.conv import ConvCodec, ConvCodecConfig
 from wovr.core.errors import UserError
 from wovr.core.log import RunLog
-from wovr.core.seed import normal, seed_everything
+from wovr.core.seed import normal, seed_everything, stream
 from wovr.core.types import Episode
 from wovr.dit.context import ContextConfig, layout
 from wovr.dit.model import ActionDiT, DiTConfig
 from wovr.episodes.windows import WindowConfig
-from wovr.flow.schedule import FlowConfig, solver_sigmas
+from wovr.flow.schedule import FlowConfig, solver_sigmas, train_sigmas, train_weights
 from wovr.stages import latent_cache
 from wovr.stages.latents import LatentEpisodes, OwnMemory, WorldBatches, WorldLossConfig, world_loss
 
-B, COPIES, C, SIDE = 3, 5, 4, 4
+B, COPIES, CHUNKS, C, SIDE = 3, 5, 3, 4, 4
 LAYOUT = layout(ContextConfig(), 8)
 FLOW = FlowConfig(train_sigmas="grid")
 
@@ -31,7 +31,7 @@ def test_copies_cover_the_grid_of_sigmas_and_give_the_mean_of_their_losses() -> 
         "latents_BLChw": normal((B, LAYOUT.frames, C, SIDE, SIDE), 0, "latents"),
         "actions_BTA": normal((B, LAYOUT.actions, 3), 0, "actions"),
         "noise_BFChw": normal((B, LAYOUT.context + COPIES * LAYOUT.new, C, SIDE, SIDE), 0, "noise"),
-        "uniform_B": torch.tensor([0.0, 0.33, 0.99]),
+        "uniform_BK": torch.tensor([[0.0], [0.33], [0.99]]),
         "memory_uniform_B": torch.tensor([0.1, 0.5, 0.9]),
     }
     clean, noise = batch["latents_BLChw"].double(), batch["noise_BFChw"].double()
@@ -40,7 +40,7 @@ def test_copies_cover_the_grid_of_sigmas_and_give_the_mean_of_their_losses() -> 
     for b in range(B):
         memory_sigma = ContextConfig().noise_sigma * float(batch["memory_uniform_B"][b])
         for j in range(COPIES):
-            sigma = sigmas[int(5 * ((float(batch["uniform_B"][b]) + j / COPIES) % 1))]
+            sigma = sigmas[int(5 * ((float(batch["uniform_BK"][b]) + j / COPIES) % 1))]
             seen.append((b, sigma))
             new = slice(LAYOUT.context + j * LAYOUT.new, LAYOUT.context + (j + 1) * LAYOUT.new)
             window = clean[b].clone()
@@ -59,6 +59,75 @@ def test_copies_cover_the_grid_of_sigmas_and_give_the_mean_of_their_losses() -> 
     torch.testing.assert_close(loss_B.double(), expected, rtol=1e-3, atol=1e-3)
     for b in range(B):
         assert sorted(sigma for window, sigma in seen if window == b) == sorted(sigmas)
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("train_weight", ["none", "bell"])
+def test_loss_of_a_packed_window_is_the_mean_over_its_chunks_each_at_its_sigma(train_weight: str, copies: int) -> None:
+    seed_everything(0)
+    dit = ActionDiT(DiTConfig(width=24, depth=2, heads=2, ffn_width=48, channels=C, causal_context=True), LAYOUT)
+    for parameter in dit.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    flow, packed = FlowConfig(train_weight=train_weight), LAYOUT.packed(CHUNKS)
+    uniform_BK = torch.tensor([[0.1, 0.9, 0.5], [0.3, 0.2, 0.7], [0.0, 0.6, 0.8]])
+    batch = {
+        "latents_BLChw": normal((B, packed.frames, C, SIDE, SIDE), 0, "latents"),
+        "actions_BTA": normal((B, packed.actions, 3), 0, "actions"),
+        "noise_BFChw": normal((B, 2 + copies * packed.new, C, SIDE, SIDE), 0, "noise"),
+        "uniform_BK": uniform_BK,
+        "memory_uniform_B": torch.tensor([0.1, 0.5, 0.9]),
+    }
+    clean, noise = batch["latents_BLChw"], batch["noise_BFChw"]
+    expected = torch.zeros(B)
+    for b in range(B):
+        for copy in range(copies):
+            sigma_K = train_sigmas(flow, (uniform_BK[b] + copy / copies) % 1)
+            window, times = clean[b].clone(), torch.zeros(1, packed.frames)
+            window[1].lerp_(noise[b, 1], float(0.2083 * batch["memory_uniform_B"][b]))
+            for j in range(CHUNKS):
+                new = slice(2 + 2 * j, 4 + 2 * j)
+                drawn = noise[b, 2 + 6 * copy :][2 * j : 2 * j + 2]
+                window[new].lerp_(drawn, sigma_K[j])
+                times[:, new] = 1000 * sigma_K[j]
+            with torch.no_grad():
+                velocity = dit(window[None], times, batch["actions_BTA"][b : b + 1], new_only=True)[0]
+            for j in range(CHUNKS):
+                new = slice(2 + 2 * j, 4 + 2 * j)
+                change = (clean[b, new] - clean[b, 1 + 2 * j]).square().mean(1).sqrt()
+                drawn = noise[b, 2 + 6 * copy :][2 * j : 2 * j + 2]
+                error = (velocity[2 * j : 2 * j + 2] - (drawn - clean[b, new])).square().mean(1)
+                weight = (1 + 4 * change / (change + 0.5)) * train_weights(flow, sigma_K[j])
+                expected[b] += (weight * error).mean() / (CHUNKS * copies)
+
+    loss_B, logs = world_loss(ContextConfig(), flow, packed, WorldLossConfig(copies=copies))(dit, batch)
+    assert loss_B.shape == logs["velocity_error"].shape == (B,)
+    torch.testing.assert_close(loss_B, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_packed_windows_follow_a_clip(tmp_path: Path) -> None:
+    episodes = [make_episode(number, steps) for number, steps in enumerate((32, 16, 40))]
+    codec = ConvCodec(ConvCodecConfig(channels=3, frame_width=8, group_width=16, blocks=1))
+    data = LatentEpisodes(episodes, codec, RunLog(tmp_path, plain=True))
+    windows = WindowConfig(cold_start=0.2, static=0.2)
+    packed = LAYOUT.packed(CHUNKS)
+    batches = WorldBatches(data, windows, ContextConfig(), packed, batch_size=64, copies=1, seed=0)
+    batch, again = batches.at(3), batches.at(3)
+    assert all(torch.equal(batch[key], again[key]) for key in batch)
+    assert batch["uniform_BK"].shape == (64, CHUNKS) and len(batch["uniform_BK"].unique()) > 60 * CHUNKS
+    assert batch["noise_BFChw"].shape[1] == packed.frames
+
+    episode_B, t_B = batches.index.draw(stream(0, "world-windows", 3), 64)
+    assert set(episode_B.tolist()) == {0, 2}, "an episode of 16 steps has no room for 24 new frames"
+    assert {-24, 0} < set(t_B.tolist())
+    for row, (episode, t) in enumerate(zip(episode_B.tolist(), t_B.tolist(), strict=True)):
+        first = int(data.start_E[episode])
+        ends = [0] + [max(t + 4 * group, 0) for group in range(packed.frames - 1)]
+        made = [0] + [max(frame, 0) for frame in range(t - 3, t + 25)]
+        assert torch.equal(batch["latents_BLChw"][row], data.groups_NChw[[first + end for end in ends]].float())
+        assert torch.equal(batch["actions_BTA"][row], data.produced_NA[[first + frame for frame in made]])
+
+    with pytest.raises(UserError, match="expected at least one of 48 steps or more, found 3 shorter"):
+        WorldBatches(data, windows, ContextConfig(), LAYOUT.packed(6), batch_size=64, copies=1, seed=0)
 
 
 def test_windows_on_own_memories_have_the_true_future_as_target(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from wovr.core.dist import Dist
 from wovr.core.errors import UserError
 from wovr.core.log import RunLog
 from wovr.core.types import no_motion
+from wovr.dit.context import ContextConfig, layout
 from wovr.imagine.load import load_codec, load_dit
 from wovr.stages.latents import WorldBatches
 from wovr.stages.pipeline import open_workplace
@@ -84,6 +86,14 @@ def test_without_actions_all_play_looks_alike_to_the_action_path(
         pretrain(tmp_path / str(actions), actions=actions)
     still_A = torch.from_numpy(no_motion(3))
     assert [bool((actions_BTA == still_A).all()) for actions_BTA in told] == [False] * 3 + [True] * 3
+
+
+def test_a_network_trained_on_clips_is_read_and_used_as_any(tmp_path: Path) -> None:
+    pretrain(tmp_path, loss={"chunks": 2}, steps=32)
+    dit, _, _ = load_dit(tmp_path / "dit.safetensors")
+    assert dit.layout == layout(ContextConfig(), 8)
+    with pytest.raises(ValidationError, match=r"steps: expected 24 or more for loss\.chunks=3, found 16"):
+        pretrain(tmp_path / "short", loss={"chunks": 3})
 
 
 @pytest.mark.parametrize(

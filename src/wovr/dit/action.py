@@ -9,7 +9,8 @@ With `positions`, sinusoids of the time that an action and a latent frame stand 
 input: a small network then finds its own actions by the tokens' scalar product from the first step on. With `sums`,
 both channels also read the sum of the new actions up to each: AdaLN tells a latent frame its own four actions only,
 while where the gripper is in it depends on those of the frames before. Both are off for published weights, which were
-trained without.
+trained without. In packed training sums restart with every chunk: a chunk reads of its own actions what it reads at
+inference.
 
 Legend: B batch, T actions, L latent frames, A action dims, F features of an action (A, or 2 A with sums), D width.
 """
@@ -72,13 +73,13 @@ class ActionEncoder(nn.Module):
         return None if self.action_mlp1 is None else self.action_mlp1(features_BTF)
 
     def features(self, actions_BTA: Tensor, layout: Layout) -> Tensor:
-        """What both channels read of each action (B, T, F): itself and, with `sums`, the sum of the new ones so far,
-        0 in the context."""
+        """What both channels read of each action (B, T, F): itself and, with `sums`, the sum of its chunk's so far, 0
+        in the context."""
         if not self.sums:
             return actions_BTA
         sums_BTA = torch.zeros_like(actions_BTA)
-        new = sum(layout.actions_per_frame[: layout.context])
-        sums_BTA[:, new:] = actions_BTA[:, new:].cumsum(1) / FRAMES_PER_LATENT
+        new_BKHA = actions_BTA[:, -layout.new_actions :].unflatten(1, (layout.chunks, -1))
+        sums_BTA[:, -layout.new_actions :] = (new_BKHA.cumsum(2) / FRAMES_PER_LATENT).flatten(1, 2)
         return torch.cat((actions_BTA, sums_BTA), dim=-1)
 
     def modulation(self, features_BTF: Tensor, layout: Layout) -> Tensor | None:

@@ -9,16 +9,21 @@ E channels of a head.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from wovr.dit.context import Run
 from wovr.dit.rope import Rotation, rotate
 
 KeysValues = tuple[Tensor, Tensor]
 """What attention reads of a sequence of tokens."""
+Mask = Sequence[tuple[int, int]]
+"""Block-causal: runs of neighbouring queries, each as (how many, how many of the first keys they see). Empty where all
+see all."""
 
 
 def linear(inputs: int, outputs: int, parts: int = 1) -> nn.Linear:
@@ -75,6 +80,18 @@ def attend(q_BHNE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q_BHNE, k_BHTE, v_BHTE, scale=1.0)
 
 
+def attend_masked(q_BHNE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, mask: Mask) -> Tensor:
+    """`attend` under a mask.
+
+    One run of queries after the other, so that nothing is computed to be masked and a GPU can use its flash kernels,
+    which take no mask. On a CPU it is no slower than a mask that is added to the scores.
+    """
+    if not mask:
+        return attend(q_BHNE, k_BHTE, v_BHTE)
+    parts = zip(q_BHNE.split([count for count, _ in mask], dim=2), mask, strict=True)
+    return torch.cat([attend(q, k_BHTE[:, :, :seen], v_BHTE[:, :, :seen]) for q, (_, seen) in parts], dim=2)
+
+
 class SelfAttention(nn.Module):
     """Attention over all latent tokens with rotary positions and normalised queries and keys."""
 
@@ -87,7 +104,12 @@ class SelfAttention(nn.Module):
         self.norm_k = RMSNorm(width, eps)
 
     def forward(
-        self, x_BND: Tensor, rotation: Rotation, queries: int, before: KeysValues | None = None
+        self,
+        x_BND: Tensor,
+        rotation: Rotation,
+        queries: int,
+        before: KeysValues | None = None,
+        mask: Mask = (),
     ) -> tuple[Tensor, KeysValues]:
         """Outputs (B, queries, D) of the last `queries` tokens, which attend to all N, and the keys and values
         (B, N, H, E) of these. Tokens `before` them, known by their keys and values, are attended to as well."""
@@ -98,7 +120,7 @@ class SelfAttention(nn.Module):
         k_BNHE = rotate(self._heads(self.norm_k(k_BND)), rotation).to(v_BND.dtype)
         own = k_BNHE, self._heads(v_BND)
         k_BNHE, v_BNHE = own if before is None else (torch.cat(pair, 1) for pair in zip(before, own, strict=True))
-        y_BHNE = attend(q_BNHE.transpose(1, 2), k_BNHE.transpose(1, 2), v_BNHE.transpose(1, 2))
+        y_BHNE = attend_masked(q_BNHE.transpose(1, 2), k_BNHE.transpose(1, 2), v_BNHE.transpose(1, 2), mask)
         return self.o(y_BHNE.transpose(1, 2).flatten(2)), own
 
     def _heads(self, x_BND: Tensor) -> Tensor:
@@ -122,10 +144,10 @@ class CrossAttention(nn.Module):
         k_BTD, v_BTD = self.kv(tokens_BTD).chunk(2, dim=-1)
         return self._heads(self.norm_k(k_BTD).to(v_BTD.dtype)), self._heads(v_BTD)
 
-    def forward(self, x_BND: Tensor, keys_values: KeysValues) -> Tensor:
+    def forward(self, x_BND: Tensor, keys_values: KeysValues, mask: Mask = ()) -> Tensor:
         """(B, N, D)."""
         q_BND = self.q(x_BND)
-        y_BHNE = attend(self._heads(self.norm_q(q_BND).to(q_BND.dtype)), *keys_values)
+        y_BHNE = attend_masked(self._heads(self.norm_q(q_BND).to(q_BND.dtype)), *keys_values, mask)
         return self.o(y_BHNE.transpose(1, 2).flatten(2))
 
     def _heads(self, x_BND: Tensor) -> Tensor:
@@ -153,22 +175,26 @@ class Block(nn.Module):
         action_keys_values: KeysValues | None,
         outputs: int,
         before: KeysValues | None = None,
+        runs: Sequence[Run] = (),
     ) -> tuple[Tensor, KeysValues]:
         """Tokens of the last `outputs` latent frames (B, outputs, S, D), and self-attention's keys and values.
 
-        All frames serve as keys and values, and so do the latents `before` them, if any.
+        All frames serve as keys and values, and so do the latents `before` them, if any. Which of these and of the
+        actions each of the `outputs` frames sees, `runs` say; without runs, all.
         """
         L, S = x_BLSD.shape[1:3]
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation(self.modulation, time_BL6D, x_BLSD.dtype)
         last = slice(L - outputs, None)
+        latent_mask = [(run.frames * S, run.latents * S) for run in runs]
+        action_mask = [(run.frames * S, run.actions) for run in runs]
 
         y_BLSD = modulate(self.norm1(x_BLSD), shift1, scale1)
-        y_BND, keys_values = self.self_attn(y_BLSD.flatten(1, 2), rotation, outputs * S, before)
+        y_BND, keys_values = self.self_attn(y_BLSD.flatten(1, 2), rotation, outputs * S, before, latent_mask)
         x_BLSD = torch.addcmul(x_BLSD[:, last], y_BND.unflatten(1, (outputs, S)), gate1[:, last])
 
         if self.cross_attn is not None and self.norm3 is not None:
             assert action_keys_values is not None
-            y_BND = self.cross_attn(self.norm3(x_BLSD).flatten(1, 2), action_keys_values)
+            y_BND = self.cross_attn(self.norm3(x_BLSD).flatten(1, 2), action_keys_values, action_mask)
             x_BLSD = x_BLSD + y_BND.unflatten(1, (outputs, S))
 
         y_BLSD = self.ffn(modulate(self.norm2(x_BLSD), shift2[:, last], scale2[:, last]))

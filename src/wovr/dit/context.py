@@ -4,13 +4,20 @@ A window is [reference latent, memory latents, new latents], each part optional 
 is clean and its timestep is 0. Training noises the memory and leaves its timestep at 0, so that the network learns to
 mistrust it (noisy context); the reference is never noised.
 
-Legend: B batch, T actions, L latent frames, N new latent frames, C latent channels, h w latent height and width.
+Packed training puts several chunks of a clip behind one context, each at its own sigma (diffusion forcing, Chen et al.
+2024), so that nearly every latent is supervised. The attention is block-causal: context and first chunk attend as they
+do alone, so that the first chunk is the window of inference, and every later chunk attends to all that came before it,
+noised as it is, and to itself. A chunk sees the actions up to its own end, and sums of actions restart with every
+chunk, as at inference; positions go on along the clip.
+
+Legend: B batch, T actions, L latent frames, N new latent frames, K chunks, C latent channels, h w latent height and
+width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, field_validator
@@ -46,6 +53,17 @@ class ContextConfig(Config):
         return value
 
 
+class Run(NamedTuple):
+    """Neighbouring latent frames that attend to the same."""
+
+    frames: int
+    """How many they are."""
+    latents: int
+    """How many latent frames they see, counted from the window's first."""
+    actions: int
+    """How many actions they see, counted likewise."""
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Latent frames of a window in order, and how many actions belong to each."""
@@ -54,6 +72,8 @@ class Layout:
     """1 for a still latent, 4 for a latent of four frames; an action belongs to the frame that it produced."""
     new: int
     """How many of the last latent frames are new."""
+    chunks: int = 1
+    """K, how many chunks the new latent frames are; more than one in packed training alone."""
 
     @property
     def frames(self) -> int:
@@ -69,6 +89,31 @@ class Layout:
     def actions(self) -> int:
         """T, 13 for 1 reference + 4 memory + 8 new frames."""
         return sum(self.actions_per_frame)
+
+    @property
+    def new_actions(self) -> int:
+        """How many of the last actions are new."""
+        return sum(self.actions_per_frame[self.context :])
+
+    def packed(self, chunks: int) -> Layout:
+        """This window of one chunk with `chunks` that follow each other in its place."""
+        assert self.chunks == 1
+        chunk = self.actions_per_frame[self.context :]
+        return Layout(self.actions_per_frame[: self.context] + chunk * chunks, self.new * chunks, chunks)
+
+    def runs(self, first: int, stop: int) -> tuple[Run, ...]:
+        """The block-causal mask of the latent frames from `first` to before `stop`, where frames from `stop` on are
+        not there to be seen. Empty for one chunk, where all see all."""
+        if self.chunks == 1:
+            return ()
+        runs = []
+        size = self.new // self.chunks
+        for end in range(self.context + size, self.frames + 1, size):
+            last = min(end, stop)
+            if last > first:
+                runs.append(Run(last - first, last, sum(self.actions_per_frame[:end])))
+                first = last
+        return tuple(runs)
 
 
 def layout(config: ContextConfig, chunk_length: int) -> Layout:
@@ -90,10 +135,11 @@ def memory_sigmas(config: ContextConfig, uniform_B: Tensor) -> Tensor:
             return config.noise_sigma * uniform_B
 
 
-def timesteps(layout: Layout, sigma_B: Tensor) -> Tensor:
-    """Per-frame timesteps (B, L) as the network takes them: 0 for the context, 1000 sigma for the new latents."""
-    timesteps_BL = sigma_B.new_zeros(len(sigma_B), layout.frames)
-    timesteps_BL[:, layout.context :] = TIMESTEPS * sigma_B[:, None]
+def timesteps(layout: Layout, sigma: Tensor) -> Tensor:
+    """Per-frame timesteps (B, L) as the network takes them: 0 for the context, 1000 sigma for the new latents, whose
+    `sigma` is (B,) or, one per chunk, (B, K)."""
+    timesteps_BL = sigma.new_zeros(len(sigma), layout.frames)
+    timesteps_BL[:, layout.context :] = TIMESTEPS * _per_new_frame(layout, sigma)
     return timesteps_BL
 
 
@@ -102,18 +148,24 @@ def noised_window(
     layout: Layout,
     latents_BLChw: Tensor,
     noise_BLChw: Tensor,
-    sigma_B: Tensor,
+    sigma: Tensor,
     memory_sigma_B: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Training input from clean windows: latents (B, L, C, h, w), timesteps (B, L), target velocity (B, N, C, h, w).
 
-    The reference stays clean, the memory goes to `memory_sigma_B` and the new latents to `sigma_B`.
+    The reference stays clean, the memory goes to `memory_sigma_B` and the new latents to `sigma`, (B,) or (B, K).
     """
     assert latents_BLChw.shape == noise_BLChw.shape and latents_BLChw.shape[1] == layout.frames
     sigma_BL = memory_sigma_B[:, None].repeat(1, layout.frames)
-    sigma_BL[:, layout.context :] = sigma_B[:, None]
+    sigma_BL[:, layout.context :] = _per_new_frame(layout, sigma)
     if config.reference:
         sigma_BL[:, 0] = 0
     noised_BLChw = path.interpolate(latents_BLChw, noise_BLChw, sigma_BL)
     target_BNChw = path.velocity(latents_BLChw[:, layout.context :], noise_BLChw[:, layout.context :])
-    return noised_BLChw, timesteps(layout, sigma_B), target_BNChw
+    return noised_BLChw, timesteps(layout, sigma), target_BNChw
+
+
+def _per_new_frame(layout: Layout, sigma: Tensor) -> Tensor:
+    """(B, N) of sigmas (B,) or (B, K)."""
+    sigma_BK = sigma.reshape(len(sigma), -1)
+    return sigma_BK.repeat_interleave(layout.new // sigma_BK.shape[1], dim=1)

@@ -6,6 +6,9 @@ action_sums and causal_context off it is the network of the published WoVR check
 Departure: with `causal_context` the reference and memory do not attend to the new latents. What they contribute is
 then the same at every Euler step and computed once per chunk, 1.6 times as fast on a CPU.
 
+Given more latents and actions than its window has, the network reads them as several chunks behind one context (packed
+training, see `wovr.dit.context`).
+
 Legend: B batch, L latent frames, N new latent frames, S tokens per latent frame, C latent channels, h w latent height
 and width, T actions, A action dims, D width.
 """
@@ -74,6 +77,8 @@ class DiTConfig(Config):
 class WindowCache:
     """What depends on neither the new latents nor their timestep: the Euler steps of one chunk share it."""
 
+    layout: Layout
+    """Of the window, packed or not."""
     adaln_BLD: Tensor | None
     actions: tuple[KeysValues, ...]
     """Of each block's cross-attention, (B, heads, T, head dim); empty without it."""
@@ -89,7 +94,7 @@ class WindowCache:
             return tuple((k.repeat_interleave(copies, 0), v.repeat_interleave(copies, 0)) for k, v in parts)
 
         adaln_BLD = None if self.adaln_BLD is None else self.adaln_BLD.repeat_interleave(copies, 0)
-        return WindowCache(adaln_BLD, all_of(self.actions), all_of(self.context))
+        return WindowCache(self.layout, adaln_BLD, all_of(self.actions), all_of(self.context))
 
 
 class Head(nn.Module):
@@ -121,7 +126,7 @@ def action_encoder(config: DiTConfig) -> ActionEncoder:
 class ActionDiT(nn.Module):
     """Velocity of a window of latents given its actions and per-frame timesteps.
 
-    `layout` says which latent frames there are (`wovr.dit.context.layout`).
+    `layout` says which latent frames there are in a window of one chunk (`wovr.dit.context.layout`).
     """
 
     def __init__(self, config: DiTConfig, layout: Layout):
@@ -148,17 +153,19 @@ class ActionDiT(nn.Module):
         `timesteps_BL` is sigma * 1000, 0 for the context; `actions` are (B, T, A) in environment units or what
         `precompute` made of them. `new_only` gives the same numbers for less: the last block and the head skip the
         context, which still serves as keys and values; with `causal_context` there is nothing else. Then `actions`
-        may also be (B / k, T, A): k neighbouring rows are noised copies of one window and share its context.
+        may also be (B / k, T, A): k neighbouring rows are noised copies of one window and share its context. The number
+        of actions says how many chunks are packed.
         """
         L, _, h, w = latents_BLChw.shape[1:]
-        assert self.layout.frames == L and h % PATCH == w % PATCH == 0
+        assert h % PATCH == w % PATCH == 0
         assert new_only or not self.config.causal_context, "a causal context has no velocity"
         if isinstance(actions, Tensor):
             copies, rest = divmod(len(latents_BLChw), len(actions))
             assert rest == 0 and (copies == 1 or self.config.causal_context)
             actions = self.precompute(actions, latents_BLChw[::copies, : self.layout.context]).repeat(copies)
+        assert actions.layout.frames == L
         first = self.layout.context if self.config.causal_context else 0
-        outputs = self.layout.new if new_only else L
+        outputs = actions.layout.new if new_only else L
         x_BLSD, time_BLD, _ = self._blocks(latents_BLChw[:, first:], timesteps_BL[:, first:], actions, first, outputs)
         patches = self.head(x_BLSD, time_BLD[:, -outputs:])
         return rearrange(patches, "B L (h w) (p q C) -> B L C (h p) (w q)", h=h // PATCH, p=PATCH, q=PATCH)
@@ -166,16 +173,18 @@ class ActionDiT(nn.Module):
     def precompute(self, actions_BTA: Tensor, context_BKChw: Tensor) -> WindowCache:
         """What all Euler steps of a chunk share: the AdaLN embedding, each block's keys and values of the actions and,
         with `causal_context`, of the K reference and memory latents."""
-        assert actions_BTA.shape[1:] == (self.layout.actions, self.config.action_dim)
-        features_BTF = self.action_encoder.features(actions_BTA.to(self.patch_embedding.weight.dtype), self.layout)
+        more_chunks = (actions_BTA.shape[1] - self.layout.actions) // self.layout.new_actions
+        layout = self.layout.packed(1 + more_chunks)
+        assert actions_BTA.shape[1:] == (layout.actions, self.config.action_dim)
+        features_BTF = self.action_encoder.features(actions_BTA.to(self.patch_embedding.weight.dtype), layout)
         tokens_BTD = self.action_encoder.tokens(features_BTF)
         keys_values: tuple[KeysValues, ...] = ()
         if tokens_BTD is not None:
             if self.config.action_positions:
-                action_positions_TD, _ = positions(self.layout, self.config.width, tokens_BTD.device)
+                action_positions_TD, _ = positions(layout, self.config.width, tokens_BTD.device)
                 tokens_BTD = tokens_BTD + action_positions_TD.to(tokens_BTD.dtype)
             keys_values = tuple(cast(Block, block).action_keys_values(tokens_BTD) for block in self.blocks)
-        cache = WindowCache(self.action_encoder.modulation(features_BTF, self.layout), keys_values)
+        cache = WindowCache(layout, self.action_encoder.modulation(features_BTF, layout), keys_values)
         if self.config.causal_context:
             still_BK = context_BKChw.new_zeros(context_BKChw.shape[:2])
             *_, context = self._blocks(context_BKChw, still_BK, cache, 0, outputs=0)
@@ -187,7 +196,8 @@ class ActionDiT(nn.Module):
     ) -> tuple[Tensor, Tensor, tuple[KeysValues, ...]]:
         """The last `outputs` of the L latent frames that stand at `first` in the window, through all blocks.
 
-        Returns tokens (B, outputs, S, D), time embeddings (B, L, D), and self-attention's keys and values per block.
+        Returns tokens (B, outputs, S, D), time embeddings (B, L, D), and self-attention's keys and values per block,
+        which are asked for where there are no outputs and left out where there are.
         """
         dtype, device = self.patch_embedding.weight.dtype, latents_BLChw.device
         L, _, h, w = latents_BLChw.shape[1:]
@@ -195,7 +205,7 @@ class ActionDiT(nn.Module):
         patches = rearrange(latents_BLChw.to(dtype), "B L C (h p) (w q) -> B L (h w) (C p q)", p=PATCH, q=PATCH)
         x_BLSD = self.patch_embedding(patches).to(dtype)  # float32 residuals under autocast
         if self.config.action_positions:
-            _, frame_positions_LD = positions(self.layout, self.config.width, device)
+            _, frame_positions_LD = positions(cache.layout, self.config.width, device)
             x_BLSD = x_BLSD + frame_positions_LD[frames].unsqueeze(1).to(dtype)
 
         features = sinusoid(timesteps_BL, TIME_FEATURES, 10_000.0).to(dtype)
@@ -204,19 +214,22 @@ class ActionDiT(nn.Module):
             time_BLD = time_BLD + cache.adaln_BLD[:, frames]
         time_BL6D = self.time_projection(time_BLD).unflatten(-1, (6, -1))
 
-        grid = (self.layout.frames, h // PATCH, w // PATCH)
+        grid = (cache.layout.frames, h // PATCH, w // PATCH)
         tokens = slice(frames.start * grid[1] * grid[2], frames.stop * grid[1] * grid[2])
         cos, sin = rotation(*grid, self.config.width // self.config.heads, device)
         angles = cos[tokens], sin[tokens]
         keys_values = []
         for i, block in enumerate(self.blocks):
+            queries = outputs if i == len(self.blocks) - 1 else L
             x_BLSD, own = block(
                 x_BLSD,
                 time_BL6D,
                 angles,
                 cache.actions[i] if cache.actions else None,
-                outputs if i == len(self.blocks) - 1 else L,
+                queries,
                 cache.context[i] if cache.context else None,
+                cache.layout.runs(frames.stop - queries, frames.stop),
             )
-            keys_values.append(own)
+            if not outputs:  # else they would outlive their block in memory
+                keys_values.append(own)
         return x_BLSD, time_BLD, tuple(keys_values)

@@ -43,12 +43,12 @@ def solver_sigmas(config: FlowConfig) -> list[float]:
     return [shift(1 - i / config.steps, config.shift) for i in range(config.steps + 1)]
 
 
-def train_sigmas(config: FlowConfig, uniform_B: Tensor) -> Tensor:
-    """Training sigmas (B,) from numbers uniform in [0, 1)."""
+def train_sigmas(config: FlowConfig, uniform: Tensor) -> Tensor:
+    """Training sigmas, one for each of the numbers uniform in [0, 1)."""
     if config.train_sigmas == "grid":
-        grid = torch.tensor(solver_sigmas(config)[:-1], device=uniform_B.device)
-        return grid[(uniform_B * config.steps).long()]
-    return shift(1 - uniform_B, config.shift)
+        grid = torch.tensor(solver_sigmas(config)[:-1], device=uniform.device)
+        return grid[(uniform * config.steps).long()]
+    return shift(1 - uniform, config.shift)
 
 
 def train_weights(config: FlowConfig, sigma_B: Tensor) -> Tensor:

@@ -69,6 +69,7 @@ class WorldTraining:
         """
         config = self.config
         check_fit(dit, self.codec.channels, config.loss)
+        window = dit.layout.packed(config.loss.chunks)
         memory: OwnMemory | None = None
         if own:
             model = WorldModel(self.codec, for_inference(dit), config.context, config.flow)
@@ -79,7 +80,7 @@ class WorldTraining:
             self.data,
             config.windows,
             config.context,
-            dit.layout,
+            window,
             batch_size=settings.batch_size,
             copies=config.loss.copies,
             seed=self.seed,
@@ -87,7 +88,7 @@ class WorldTraining:
         )
         result = fit(
             dit,
-            world_loss(config.context, config.flow, dit.layout, config.loss),
+            world_loss(config.context, config.flow, window, config.loss),
             batches.at,
             settings,
             dist=self.dist,

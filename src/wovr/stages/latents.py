@@ -4,8 +4,8 @@ Every frame index e of an episode has a group latent G[e], the code of the four 
 o_0). One array then serves every window: reference G[0], memory G[t], new G[t + 4] and G[t + 8].
 
 Legend: E episodes, N frames of all episodes, B batch, L latent frames of a window, C latent channels, h w latent
-height and width, T actions of a window, A action dims, R noised copies of the windows of a batch, N new latents,
-M own memories, S windows of a batch that stand on one.
+height and width, T actions of a window, A action dims, K chunks of a window, R noised copies of the windows of a
+batch, N new latents, M own memories, S windows of a batch that stand on one.
 """
 
 from __future__ import annotations
@@ -47,6 +47,11 @@ class WorldLossConfig(Config):
     copies: int = Field(1, ge=1)
     """Noised copies of each window, at sigmas spread over their range; more than one asks for `dit.causal_context`,
     where they share one pass over the context, so that most tokens are supervised."""
+    chunks: int = Field(1, ge=1)
+    """K, chunks of a clip per training forward, each at a sigma of its own (packed training, `wovr.dit.context`): of 8
+    chunks of two latents behind a context of two, 16 of 18 are supervised; of one chunk, 2 of 4. Episodes shorter than
+    K chunks are not drawn. Later chunks see earlier ones as noised as they are, and `flow.train_sigmas=uniform` lets
+    some of these be nearly clean, as all are at inference."""
 
 
 def check_fit(dit: ActionDiT, channels: int, loss: WorldLossConfig) -> None:
@@ -129,7 +134,10 @@ class OwnMemory:
 
 
 class WorldBatches:
-    """Batches for `world_loss`; `at(step)` is a pure function of the step."""
+    """Batches for `world_loss`; `at(step)` is a pure function of the step.
+
+    `layout` is that of the windows, packed or not. Raises UserError where no episode is as long as their new frames.
+    """
 
     def __init__(
         self,
@@ -164,7 +172,7 @@ class WorldBatches:
             "latents_BLChw": latents_BLChw,
             "actions_BTA": actions_BTA,
             "noise_BFChw": normal(noise_shape, self.seed, f"{phase}-train-noise", step),
-            "uniform_B": torch.from_numpy(rng.random(self.batch_size, dtype=np.float32)),
+            "uniform_BK": torch.from_numpy(rng.random((self.batch_size, self.layout.chunks), dtype=np.float32)),
             "memory_uniform_B": torch.from_numpy(rng.random(self.batch_size, dtype=np.float32)),
         }
 
@@ -190,37 +198,46 @@ class WorldBatches:
 
 
 def world_loss(context: ContextConfig, flow: FlowConfig, layout: Layout, weights: WorldLossConfig) -> LossFn:
-    """The rectified-flow loss per sample (B,) on the new latents of `WorldBatches`."""
+    """The rectified-flow loss per sample (B,) on the new latents of `WorldBatches`, whose `layout` it takes.
+
+    A sample's loss is the mean over all copies and chunks of its window.
+    """
+    chunk = layout.new // layout.chunks
 
     def loss(model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         assert isinstance(model, ActionDiT)
         clean_RLChw = batch["latents_BLChw"].repeat_interleave(weights.copies, 0)
-        sigma_R = train_sigmas(flow, _spread(batch["uniform_B"], weights.copies))
+        sigma_RK = train_sigmas(flow, _spread(batch["uniform_BK"], weights.copies))
         noised_RLChw, timesteps_RL, target_RNChw = noised_window(
             context,
             layout,
             clean_RLChw,
             _noise_of_copies(batch["noise_BFChw"], layout, weights.copies),
-            sigma_R,
+            sigma_RK,
             memory_sigmas(context, batch["memory_uniform_B"]).repeat_interleave(weights.copies, 0),
         )
         velocity_RNChw = model(noised_RLChw, timesteps_RL, batch["actions_BTA"], new_only=True)
         new_RNChw = clean_RLChw[:, layout.context :]
-        change_RNhw = (new_RNChw - clean_RLChw[:, layout.context - 1 : layout.context]).square().mean(2).sqrt()
+        memory_RNChw = clean_RLChw[:, layout.context - 1 : -1 : chunk].repeat_interleave(chunk, 1)  # of each chunk
+        change_RNhw = (new_RNChw - memory_RNChw).square().mean(2).sqrt()
         weight_RNhw = 1 + weights.motion_weight * change_RNhw / (change_RNhw + weights.motion_scale)
-        loss_R = velocity_loss(velocity_RNChw, target_RNChw, weight_RNhw) * train_weights(flow, sigma_R)
+        by_chunk = [
+            x_RN.unflatten(1, (layout.chunks, chunk)).flatten(0, 1)
+            for x_RN in (velocity_RNChw, target_RNChw, weight_RNhw)
+        ]
+        loss_RK = velocity_loss(*by_chunk) * train_weights(flow, sigma_RK.flatten())
         plain_R = velocity_loss(velocity_RNChw.detach(), target_RNChw)
-        return loss_R.unflatten(0, (-1, weights.copies)).mean(1), {
+        return loss_RK.unflatten(0, (-1, weights.copies * layout.chunks)).mean(1), {
             "velocity_error": plain_R.unflatten(0, (-1, weights.copies)).mean(1)
         }
 
     return loss
 
 
-def _spread(uniform_B: Tensor, copies: int) -> Tensor:
-    """Uniform numbers (B copies,): those of one window lie 1 / copies apart."""
-    steps = torch.arange(copies, device=uniform_B.device) / copies
-    return ((uniform_B[:, None] + steps) % 1).flatten()
+def _spread(uniform_BK: Tensor, copies: int) -> Tensor:
+    """Uniform numbers (B copies, K): those of one chunk lie 1 / copies apart."""
+    steps_R1 = torch.arange(copies, device=uniform_BK.device)[:, None] / copies
+    return ((uniform_BK[:, None] + steps_R1) % 1).flatten(0, 1)
 
 
 def _noise_of_copies(noise_BFChw: Tensor, layout: Layout, copies: int) -> Tensor:

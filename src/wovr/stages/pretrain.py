@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from wovr.codec.conv import CodecDataConfig, ConvCodec, ConvCodecConfig
 from wovr.core.checkpoint import save_model, write_json
@@ -49,6 +50,13 @@ class PretrainConfig(WorldTrainingConfig):
     train: TrainConfig = TrainConfig(
         steps=20000, batch_size=32, lr=5e-4, warmup_steps=500, schedule="cosine", ema_decay=0.9995
     )
+
+    @model_validator(mode="after")
+    def _episodes_hold_a_clip(self) -> Self:
+        clip = CHUNK * self.loss.chunks
+        if self.steps < clip:
+            raise ValueError(f"steps: expected {clip} or more for loss.chunks={self.loss.chunks}, found {self.steps}")
+        return self
 
 
 CHUNK = 8
