@@ -88,6 +88,12 @@ def test_without_actions_all_play_looks_alike_to_the_action_path(
     assert [bool((actions_BTA == still_A).all()) for actions_BTA in told] == [False] * 3 + [True] * 3
 
 
+def test_checkpointing_changes_nothing(first: Path, tmp_path: Path) -> None:
+    pretrain(tmp_path, checkpointing="full")
+    full, none = (load_file(folder / "dit.safetensors") for folder in (tmp_path, first))
+    assert all(torch.equal(full[name], value) for name, value in none.items())
+
+
 def test_a_network_trained_on_clips_is_read_and_used_as_any(tmp_path: Path) -> None:
     pretrain(tmp_path, loss={"chunks": 2}, steps=32)
     dit, _, _ = load_dit(tmp_path / "dit.safetensors")

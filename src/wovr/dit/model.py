@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from wovr.core.config import Config
 from wovr.dit.action import ActionEncoder, positions, sinusoid
 from wovr.dit.block import Block, KeysValues, linear, modulate, modulation
+from wovr.dit.checkpointing import Checkpointing, call
 from wovr.dit.context import Layout
 from wovr.dit.rope import rotation
 
@@ -132,6 +133,8 @@ class ActionDiT(nn.Module):
     def __init__(self, config: DiTConfig, layout: Layout):
         super().__init__()
         self.config, self.layout = config, layout
+        self.checkpointing: Checkpointing = "none"
+        """Of the blocks' activations in training. It belongs to the machine, not to the network."""
         D, patch_dim = config.width, config.channels * PATCH**2
         self.patch_embedding = linear(patch_dim, D)
         self.time_embedding = nn.Sequential(linear(TIME_FEATURES, D), nn.SiLU(), linear(D, D))
@@ -221,7 +224,9 @@ class ActionDiT(nn.Module):
         keys_values = []
         for i, block in enumerate(self.blocks):
             queries = outputs if i == len(self.blocks) - 1 else L
-            x_BLSD, own = block(
+            x_BLSD, own = call(
+                block,
+                self.checkpointing if self.training else "none",
                 x_BLSD,
                 time_BL6D,
                 angles,

@@ -15,6 +15,7 @@ from wovr.core.log import RunLog
 from wovr.core.run import RunFolder
 from wovr.core.train import TrainConfig
 from wovr.core.types import Episode
+from wovr.dit.checkpointing import Checkpointing
 from wovr.dit.context import ContextConfig
 from wovr.dit.model import DiTConfig
 from wovr.envs.tabletop import Tabletop, TabletopConfig
@@ -111,6 +112,9 @@ class WorldTrainingConfig(Config):
     )
     own_memory: OwnMemoryConfig | None = None
     """None trains on true memories alone (the paper)."""
+    checkpointing: Checkpointing = "none"
+    """Whether the backward pass computes the blocks' activations again: less memory for more time, the same results but
+    for rounding. `full` keeps the input of every block alone; `selective` keeps results of matrix products too."""
 
     @model_validator(mode="after")
     def _own_memory_is_a_group(self) -> Self:

@@ -70,6 +70,7 @@ class WorldTraining:
         config = self.config
         check_fit(dit, self.codec.channels, config.loss)
         window = dit.layout.packed(config.loss.chunks)
+        dit.checkpointing = config.checkpointing
         memory: OwnMemory | None = None
         if own:
             model = WorldModel(self.codec, for_inference(dit), config.context, config.flow)
