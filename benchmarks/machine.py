@@ -1,4 +1,4 @@
-"""What the benchmarks share: the sizes that they measure, medians of repeats, and what the machine's matrix unit gives."""
+"""What the benchmarks share: sizes of networks, medians of repeats, and what the machine's matrix unit gives."""
 
 from __future__ import annotations
 
@@ -111,7 +111,9 @@ def peak_gigabytes() -> float | None:
 def write(result: dict[str, Any], out: Path | None) -> None:
     """Print `result` with what it was measured on, and write it to `out` if that is given."""
     about = {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "load_before": round(os.getloadavg()[0], 2),
         "torch": torch.__version__,

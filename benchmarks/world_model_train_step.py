@@ -1,10 +1,10 @@
 """Time of one training step of the world model, and its share of what the matrix unit can do.
 
     python benchmarks/world_model_train_step.py                               the demo's network on this machine
-    python benchmarks/world_model_train_step.py --size 5b --batch 8 --zero 2  Wan2.2-TI2V-5B with random weights, on a GPU
+    python benchmarks/world_model_train_step.py --size 5b --batch 8 --zero 2  Wan2.2-TI2V-5B, random weights, on a GPU
 
-It is the step that `wovr train-wm` takes: the trainer's, with loss, gradient, clipping, optimiser and average. FLOPs are
-counted; `share_at_shapes` is their rate over that of the step's own matrix products, each measured alone and warm.
+It is the step that `wovr train-wm` takes: the trainer's, with loss, gradient, clipping, optimiser and average. FLOPs
+are counted; `share_at_shapes` is their rate over that of the step's own matrix products, each measured alone and warm.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--batch", type=int, default=16, help="windows")
     parser.add_argument("--copies", type=int, default=4, help="noised copies of a window, with a causal context")
+    parser.add_argument("--chunks", type=int, default=1, help="chunks of a clip in one forward (packed training)")
+    parser.add_argument("--checkpointing", choices=("none", "selective", "full"), default="none")
     parser.add_argument("--muon", action="store_true", help="Muon for matrices, as the demo does")
     parser.add_argument("--zero", type=int, choices=(1, 2, 3), help="under DeepSpeed, in one process")
     parser.add_argument("--ema", type=float, default=0.0, help="decay of the average; 0 keeps none")
@@ -50,22 +52,30 @@ def main() -> None:
     config, side = SIZES[args.size]
     copies = args.copies if config.causal_context else 1
     if args.zero:
-        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+        os.environ |= {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "29511",
+        }
     dist = Dist(ZERO / f"zero{args.zero}.json" if args.zero else None)
     context = ContextConfig()
-    window = layout(context, 8)
+    single = layout(context, 8)
+    window = single.packed(args.chunks)
     optim = OptimConfig(
         lr=1e-4, muon_lr=2e-4 if args.muon else 0.0, grad_clip=1.0, ema_decay=args.ema, precision=args.precision
     )
     with torch.device(device()):
-        dit = ActionDiT(config, window)
+        dit = ActionDiT(config, single)
+    dit.checkpointing = args.checkpointing
     trainer = Trainer(dit, optim, dist, total_steps=1000)
     latent = (config.channels, side, side)
     batch = {
         "latents_BLChw": normal((args.batch, window.frames, *latent), 0, "latents"),
         "actions_BTA": normal((args.batch, window.actions, config.action_dim), 0, "actions"),
         "noise_BFChw": normal((args.batch, window.context + copies * window.new, *latent), 0, "noise"),
-        "uniform_B": torch.rand(args.batch),
+        "uniform_BK": torch.rand(args.batch, args.chunks),
         "memory_uniform_B": torch.rand(args.batch),
     }
     loss = world_loss(context, FlowConfig(train_sigmas="grid"), window, WorldLossConfig(copies=copies))

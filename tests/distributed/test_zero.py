@@ -21,6 +21,8 @@ from wovr.core.train_state import find_state
 
 ZERO = Path(__file__).parents[2] / "configs" / "deepspeed"
 KILLED_AT = 5
+CHECKPOINTING = {1: "none", 2: "full", 3: "selective"}
+"""Of the sharded networks; the one process keeps all activations."""
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path
@@ -46,10 +48,10 @@ def batch_at(step):
     return {"latents_BLChw": normal(shape, 0, "latents", step),
             "actions_BTA": normal((6, WINDOW.actions, 3), 0, "actions", step),
             "noise_BFChw": normal(shape, 0, "noise", step),
-            "uniform_B": torch.from_numpy(rng.random(6, dtype="float32")),
+            "uniform_BK": torch.from_numpy(rng.random((6, 1), dtype="float32")),
             "memory_uniform_B": torch.from_numpy(rng.random(6, dtype="float32"))}
 
-def train(folder, dist, kill_at=None, **changes):
+def train(folder, dist, kill_at=None, checkpointing="none"):
     folder.mkdir(parents=True, exist_ok=True)
     def batches(step):
         if step == kill_at and dist.rank == dist.world_size - 1:
@@ -61,17 +63,17 @@ def train(folder, dist, kill_at=None, **changes):
     network.patch_embedding.bias.requires_grad_(False)  # a frozen parameter
     loss = world_loss(CONTEXT, FlowConfig(), WINDOW, WorldLossConfig())
     log = RunLog(folder, plain=True, active=dist.is_main)
-    config = CONFIG.model_copy(update=changes)
-    return fit(network, loss, batches, config, dist=dist, folder=folder, log=log, name="toy")
+    network.checkpointing = checkpointing
+    return fit(network, loss, batches, CONFIG, dist=dist, folder=folder, log=log, name="toy")
 """
 WORKER = (
     PROGRAM
     + """
-folder, zero, kill_at = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+folder, zero, kill_at, checkpointing = Path(sys.argv[1]), *sys.argv[2:5]
 dist = Dist(Path(zero), offload="offload" in sys.argv)
 names = ["killed"] if kill_at != "never" else ["killed", "whole"]
 for name in names:
-    result = train(folder / name, dist, int(kill_at) if kill_at != "never" else None)
+    result = train(folder / name, dist, int(kill_at) if kill_at != "never" else None, checkpointing)
     if dist.is_main:
         torch.save({"weights": result.model.state_dict(), "history": result.history}, folder / f"{name}.pt")
 dist.close()
@@ -86,7 +88,8 @@ def launch(folder: Path, zero: int, kill_at: int | str = "never", processes: int
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "OMP_NUM_THREADS": "1"}
-    arguments = [sys.executable, "-c", WORKER, str(folder), str(ZERO / f"zero{zero}.json"), str(kill_at), *extra]
+    settings = str(ZERO / f"zero{zero}.json")
+    arguments = [sys.executable, "-c", WORKER, str(folder), settings, str(kill_at), CHECKPOINTING[zero], *extra]
     ranks = []
     for rank in range(processes):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}

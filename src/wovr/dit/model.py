@@ -159,6 +159,14 @@ class ActionDiT(nn.Module):
         may also be (B / k, T, A): k neighbouring rows are noised copies of one window and share its context. The number
         of actions says how many chunks are packed.
         """
+        if self.patch_embedding.weight.dtype == torch.float32:
+            return self._velocity(latents_BLChw, timesteps_BL, actions, new_only)
+        with torch.autocast(latents_BLChw.device.type, enabled=False):  # would keep float32 copies of norms
+            return self._velocity(latents_BLChw, timesteps_BL, actions, new_only)
+
+    def _velocity(
+        self, latents_BLChw: Tensor, timesteps_BL: Tensor, actions: Tensor | WindowCache, new_only: bool
+    ) -> Tensor:
         L, _, h, w = latents_BLChw.shape[1:]
         assert h % PATCH == w % PATCH == 0
         assert new_only or not self.config.causal_context, "a causal context has no velocity"
