@@ -1,7 +1,7 @@
 """How close imagined frames are to true ones: PSNR and SSIM per frame, and their course over depth.
 
 Agreement of success says whether a world model serves (`wovr.metrics.hallucination`); these say where it starts
-to fail. Measures that need downloaded networks (LPIPS, FID, FVD, FloLPIPS) are not here.
+to fail. Measures that need published networks (LPIPS, FID, FVD, FloLPIPS): `wovr.metrics.perceptual`.
 
 Legend: B rollouts, T frames that an action produced, H W image height and width.
 """
@@ -12,6 +12,8 @@ import math
 
 import torch
 from torch import Tensor
+
+from wovr.core.errors import UserError
 
 PSNR_CAP = 100.0
 """dB, given to equal frames so that means stay finite; one wrong count in a 256x256 image is 101 dB."""
@@ -47,8 +49,16 @@ def ssim(imagined_BTHWC: Tensor, true_BTHWC: Tensor) -> Tensor:
 
     Returns:
         float32 (B, T), 1 for equal frames.
+
+    Raises UserError where torchmetrics does not load, which a torchvision of another build of torch brings about.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure
+    try:
+        from torchmetrics.functional.image import structural_similarity_index_measure
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            f"SSIM: expected torchmetrics to load, found {' '.join(str(error).split())}; "
+            f"remove torchvision, or install the build of it that fits torch {torch.__version__}"
+        ) from None
 
     _check(imagined_BTHWC, true_BTHWC)
     ssim_BT = imagined_BTHWC.new_empty(imagined_BTHWC.shape[:2], dtype=torch.float32)
