@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from wovr.core.errors import UserError
 from wovr.stages.pipeline import STAGES, load_experiment, open_workplace, run_all, run_command
 from wovr_cli.launch import is_worker, launch, run_worker
-from wovr_cli.result import print_result
+from wovr_cli.result import print_result, print_world_model
 
 if TYPE_CHECKING:
     from wovr.stages.experiment import Workplace
@@ -44,17 +44,13 @@ Examples:
   wovr run configs/tabletop.yaml seed=1 --run runs/seed1
                                        the same from another seed
   wovr rl configs/tabletop.yaml        one step, after those before it
+  wovr eval configs/tabletop.yaml --what world-model
+                                       imagined videos beside true ones
   wovr report configs/tabletop.yaml    one HTML file of what there is so far
 """
 
-COMMANDS = {
-    "sft": "Fit the base policy to a few demonstrations per task.",
-    "collect": "Roll the base policy out in the true simulator, and record it.",
-    "rl": "Mine keyframes, then improve the policy in imagination.",
-    "refine": "PACE: more true rollouts, a better world model, and RL again.",
-    "eval": "Measure true success, and what the world model hallucinates.",
-    "report": "Write one HTML file about the run, and its numbers as JSON.",
-}
+MEASURES = {"success": "eval", "hallucination": "hallucination", "world-model": "world_model_eval"}
+"""What `wovr eval --what` takes, and the stage that measures it."""
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, as configs/tabletop.yaml.")]
 Overrides = Annotated[
@@ -64,12 +60,16 @@ RunPath = Annotated[
     Path | None, typer.Option("--run", metavar="PATH", help="Run folder.", show_default="runs/<name of the config>")
 ]
 Plain = Annotated[bool, typer.Option("--plain", help="Print lines instead of progress bars.")]
+What = Annotated[
+    list[str] | None,
+    typer.Option(metavar="|".join(MEASURES), help="Measure this alone; may be repeated.", show_default="all"),
+]
 Wandb = Annotated[str | None, typer.Option(metavar="PROJECT", help="Log to wandb too; offline where there is no key.")]
 
 
 def _overview() -> str:
     rows = [("stage", "reads", "writes"), *((name, stage.reads, stage.writes) for name, stage in STAGES.items())]
-    table = "\n".join(f"  {name:15}{reads:36}{writes}" for name, reads, writes in rows)
+    table = "\n".join(f"  {name:17}{reads:36}{writes}" for name, reads, writes in rows)
     return f"In the run folder:\n\n\b\n{table}\n{EXAMPLES}"  # \b: keep these lines as they are
 
 
@@ -171,8 +171,8 @@ def _add(name: str, help_text: str) -> None:
             run_command(place, name)
 
 
-for _name in ("sft", "collect"):
-    _add(_name, COMMANDS[_name])
+_add("sft", "Fit the base policy to a few demonstrations per task.")
+_add("collect", "Roll the base policy out in the true simulator, and record it.")
 
 
 @app.command(name="train-wm")
@@ -207,8 +207,31 @@ def train_wm(
         run_command(place, "train-wm")
 
 
-for _name in ("rl", "refine", "eval", "report"):
-    _add(_name, COMMANDS[_name])
+_add("rl", "Mine keyframes, then improve the policy in imagination.")
+_add("refine", "PACE: more true rollouts, a better world model, and RL again.")
+
+
+@app.command(name="eval")
+def eval_(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    what: What = None,
+    run: RunPath = None,
+    plain: Plain = False,
+    wandb: Wandb = None,
+) -> None:
+    """Measure success, hallucination, and the world model's videos."""
+    for measure in what or ():
+        if measure not in MEASURES:
+            raise UserError(f"--what: expected {', '.join(MEASURES)}, found {measure!r}")
+    stages = [MEASURES[measure] for measure in what or MEASURES]
+    with _workplace(config, overrides, run, plain, wandb) as place:
+        run_command(place, "eval", stages)
+        if MEASURES["world-model"] in stages:
+            print_world_model(place.run)
+
+
+_add("report", "Write one HTML file about the run, and its numbers as JSON.")
 
 
 def _zero_settings(zero: str) -> Path | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -14,16 +15,38 @@ if TYPE_CHECKING:
 
 
 def print_result(run: RunFolder) -> None:
-    """Success of each policy, true rollouts by purpose, time, and where the report lies."""
+    """Success of each policy, the world model's videos, true rollouts by purpose, time, and where the report lies."""
     from wovr.stages.report import REPORT
 
     stages = run.stages()
     console = Console(highlight=False)
     console.print(success_table(stages["eval"]["summary"]))
+    print_world_model(run)
     spent = (f"{purpose} {total['episodes']}" for purpose, total in run.ledger().items())
     console.print(f"True rollouts: {', '.join(spent)}")
     console.print(f"Time: {duration(sum(stage['seconds'] for stage in stages.values()))} for all stages")
     console.print(f"Report: {run.path / REPORT}", soft_wrap=True)
+
+
+def print_world_model(run: RunFolder) -> None:
+    """The table of `world_model_eval`, where it has been measured."""
+    from wovr.core.checkpoint import read_json
+    from wovr.stages.world_model_eval import SUMMARY, TABLE
+    from wovr.stages.world_model_table import header, notes, rows
+
+    if not (run.path / SUMMARY).is_file():
+        return
+    summary = read_json(run.path / SUMMARY)
+    # All columns side by side fill 80 characters.
+    table = Table(title="World model: imagined videos beside true ones", box=SIMPLE_HEAD, padding=0, show_edge=False)
+    for number, column in enumerate(header(summary)):
+        table.add_column(column, justify="left" if number < 2 else "right")
+    for row in rows(summary, brief=True):
+        table.add_row(*row)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(*notes(summary)[2:], sep="\n", soft_wrap=True)
+    console.print(f"With intervals: {run.path / TABLE}", soft_wrap=True)
 
 
 def success_table(evaluation: dict[str, Any]) -> Table:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from typer.testing import CliRunner, Result
-from wovr_cli.main import COMMANDS, app
+from wovr_cli.main import app
 
+from wovr.core.checkpoint import write_json
 from wovr.dit.context import ContextConfig, layout
 from wovr.dit.model import ActionDiT, DiTConfig
 from wovr.dit.weights import load_wan
@@ -19,7 +20,7 @@ from wovr.flow.schedule import FlowConfig
 from wovr.imagine.load import DIT, save_dit
 from wovr.stages.pipeline import STAGES
 
-COMMANDS_WITH_CONFIG = [*COMMANDS, "run"]
+COMMANDS_WITH_CONFIG = ["sft", "collect", "train-wm", "rl", "refine", "eval", "report", "run"]
 
 
 def wovr(*arguments: object) -> Result:
@@ -77,11 +78,12 @@ def test_help_shows_every_command_and_stage_without_loading_torch() -> None:
 def test_commands_share_their_flags(command: str) -> None:
     found = wovr(command, "--help")
     assert found.exit_code == 0
-    assert set(re.findall(r"--[a-z]+", found.stdout)) == {"--run", "--plain", "--wandb", "--help"}
+    own = {"--what"} if command == "eval" else set()
+    assert set(re.findall(r"--[a-z]+", found.stdout)) == {"--run", "--plain", "--wandb", "--help"} | own
 
 
 def test_every_stage_belongs_to_a_command() -> None:
-    assert {stage.command for stage in STAGES.values()} == {*COMMANDS, "train-wm"}
+    assert {stage.command for stage in STAGES.values()} | {"run"} == set(COMMANDS_WITH_CONFIG)
 
 
 def test_version() -> None:
@@ -138,6 +140,58 @@ def test_train_wm_and_rl_run_their_stages_in_order(config: Path, stages_run: lis
         "keyframes",
         "rl",
     ]
+
+
+def test_eval_measures_what_it_is_asked_for(config: Path, stages_run: list) -> None:
+    for command in ("sft", "collect", "train-wm"):
+        assert wovr(command, config).exit_code == 0
+    del stages_run[:]
+    for what, stages in [
+        (["world-model"], ["world_model_eval"]),
+        (["success", "hallucination"], ["eval", "hallucination"]),
+        ([], ["world_model_eval"]),  # after newer measures it is repeated
+    ]:
+        options = [option for one in what for option in ("--what", one)]
+        assert wovr("eval", config, *options).exit_code == 0
+        assert [name for name, *_ in stages_run] == stages
+        del stages_run[:]
+
+
+def test_an_unknown_measure_is_one_line(config: Path, stages_run: list) -> None:
+    expected = "wovr: --what: expected success, hallucination, world-model, found 'fvd'"
+    assert one_line(wovr("eval", config, "--what", "success", "--what", "fvd")) == expected
+    assert not (config.parent / "runs").exists()
+
+
+def test_the_world_models_table_is_printed(config: Path, stages_run: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"n": 9, "psnr": {"mean": 21.234, "ci95": [20, 22]}, "ssim": {"mean": 0.5, "ci95": None}}
+    measured = {
+        "settings": {"metrics": [], "batch_size": 4},
+        "left_out": [512],
+        "hardware": "an abacus",
+        "precision": "fp32",
+        "worlds": {"base": {"fps": 7.0, "episodes": {"collect": {"horizons": {"16": row}}}}},
+    }
+
+    def run(place):
+        write_json(place.run.path / "world_model_eval/summary.json", measured)
+        return {}
+
+    monkeypatch.setattr("wovr.stages.world_model_eval.run", run)
+    for command in ("sft", "collect", "train-wm"):
+        wovr(command, config)
+    found = wovr("eval", config, "--what", "world-model")
+    assert found.exit_code == 0, found.output
+    assert re.search(r"base +collect +16 +9 +7\.0 +21\.23 +0\.500", found.stdout), found.stdout
+    assert "an abacus" in found.stdout and "Left out, no held-out episode is so long: 512." in found.stdout
+    assert "PSNR" not in wovr("eval", config, "--what", "hallucination").stdout
+
+
+def test_missing_metric_weights_are_found_before_anything_is_written(config: Path, tmp_path: Path) -> None:
+    line = one_line(wovr("run", config, "world_model_eval.metrics=[lpips]", f"world_model_eval.weights={tmp_path}"))
+    assert "alexnet-owt-7be5be79.pth" in line and str(tmp_path) in line
+    assert not (config.parent / "runs").exists()
+    assert "world_model_eval.metrics" in one_line(wovr("run", config, "world_model_eval.metrics=[fed]"))
 
 
 def test_run_ends_with_the_result(config: Path, stages_run: list) -> None:

@@ -4,6 +4,7 @@ import json
 import sys
 import types
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from wovr.core.errors import UserError
 from wovr.core.train import TrainConfig
 from wovr.stages import pipeline
-from wovr.stages.experiment import CodecStageConfig, Experiment, Workplace
+from wovr.stages.experiment import CodecStageConfig, Experiment, Workplace, WorldModelEvalConfig
 from wovr.stages.pipeline import STAGES, Stage, duration, open_workplace, run_all, run_command, run_stage
 
 EXPERIMENT = Experiment(codec=CodecStageConfig(pretrained=None, train=TrainConfig(steps=1)))
@@ -109,6 +110,31 @@ def test_a_measure_is_repeated_once_something_before_it_is_newer(ran: list[str],
     run_command(place, "make-b")
     run_command(place, "look")
     assert ran == ["a", "d", "b", "d"]
+
+
+def test_a_command_may_run_some_of_its_stages(ran: list[str], place: Workplace) -> None:
+    run_command(place, "make-a")
+    run_command(place, "make-b")
+    run_command(place, "make-c")
+    run_command(place, "look", ["e"])
+    assert ran == ["a", "b", "c", "e"]
+
+
+def test_a_measure_with_settings_of_its_own_is_repeated_when_they_change(
+    ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(pipeline.STAGES, "d", replace(pipeline.STAGES["d"], section="world_model_eval"))
+
+    def look(**settings: object) -> None:
+        changed = EXPERIMENT.model_copy(update={"world_model_eval": WorldModelEvalConfig(**settings)})
+        with open_workplace(changed, tmp_path / "run", plain=True) as place:
+            run_command(place, "make-a")
+            run_command(place, "look")
+            assert place.run.config["world_model_eval"]["trajectories"] == settings.get("trajectories", 200)
+
+    for settings in ({}, {}, {"trajectories": 3}, {"trajectories": 3}):
+        look(**settings)
+    assert ran == ["a", "d", "d"]
 
 
 @pytest.mark.parametrize(

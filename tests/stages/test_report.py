@@ -16,7 +16,7 @@ from wovr.core.run import RunFolder
 from wovr.core.train import TrainConfig
 from wovr.kir.bank import KeyframeBank
 from wovr.metrics.success import Rate
-from wovr.stages import curves, hallucination, report
+from wovr.stages import curves, hallucination, report, world_model_eval
 from wovr.stages.experiment import CodecStageConfig, Experiment, Workplace
 from wovr.stages.pictures import animation, strip
 from wovr.stages.replay import Replay, save_replays
@@ -69,6 +69,18 @@ def write_hallucination(run):
     save_replays(run / hallucination.EXAMPLES, replays)
 
 
+def write_videos(run):
+    row = {"n": 9, "psnr": {"mean": 21.234, "ci95": [20.0, 22.5]}, "ssim": {"mean": 0.5, "ci95": [0.4, 0.6]}}
+    measured = {
+        "settings": {"metrics": ["lpips"], "batch_size": 4},
+        "left_out": [],
+        "hardware": "an abacus",
+        "precision": "fp32",
+        "worlds": {"pace": {"fps": 7.0, "episodes": {"collect": {"horizons": {"16": row | {"lpips": None}}}}}},
+    }
+    write_json(run / world_model_eval.SUMMARY, measured)
+
+
 @contextmanager
 def workplace(path):
     experiment = Experiment(codec=CodecStageConfig(pretrained=None, train=TrainConfig(steps=1)))
@@ -86,6 +98,7 @@ def full(tmp_path_factory):
         write_evaluation(run.path, "pace", [1, 1, 1, 1, 1, 1])
         write_metrics(run.path)
         write_hallucination(run.path)
+        write_videos(run.path)
         KeyframeBank([make_start(0), make_start(1, first=True)]).save(run.path / "keyframes/bank.safetensors")
         run.add_rollouts("collect", episodes=600, steps=24000, stage="collect", key="collect/0")
         run.mark_done("sft", 60.0, {"note": "fitted"})
@@ -138,7 +151,15 @@ def test_the_summary_holds_the_numbers(full):
     assert (gain["gained"], gain["lost"], gain["n"]) == (3, 1, 6)
     assert summary["ledger"] == {"collect": {"episodes": 600, "steps": 24000}}
     assert summary["seconds"] == {"sft": 60.0, "rl": 30.5, "total": 90.5}
+    assert summary["world_model"]["worlds"]["pace"]["fps"] == 7.0
     assert summary["hallucination"]["pace"]["collect"]["by_start"]["first_frame"]["counts"]["false_success"] == 1
+
+
+def test_the_world_models_videos_are_a_table(full):
+    text = (full / report.REPORT).read_text()
+    for cell in ("PSNR ↑", "LPIPS ↓", "after PACE", "21.23 [20.00, 22.50]", "0.500 [0.400, 0.600]"):
+        assert f">{cell}<" in text, cell
+    assert "an abacus" in text
 
 
 def test_what_is_not_there_yet_names_its_command(tmp_path):

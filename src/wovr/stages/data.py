@@ -31,6 +31,18 @@ def names_of(store: EpisodeStore, purpose: str) -> list[str]:
     return [name for name in store.names if store.info(name).purpose == purpose]
 
 
+def held_out_names(store: EpisodeStore, held_out: float, rounds: int) -> dict[str, list[str]]:
+    """Held-out names by purpose: those of the collection and of every refinement round so far. UserError for none."""
+    held: dict[str, list[str]] = {}
+    for purpose in [COLLECT, *(refine_purpose(number) for number in range(1, rounds + 1))]:
+        _, names = split(names_of(store, purpose), held_out)
+        if names:
+            held[purpose] = names
+    if not held:
+        raise UserError(f"{store.folder}: expected held-out episodes of purpose '{COLLECT}', found none")
+    return held
+
+
 def training_data(
     store: EpisodeStore, held_out: float, *, demonstrations: bool, rounds: int = 0
 ) -> tuple[list[Episode], list[tuple[str, Episode]]]:

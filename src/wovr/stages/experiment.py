@@ -24,6 +24,8 @@ from wovr.episodes.windows import WindowConfig
 from wovr.flow.schedule import FlowConfig
 from wovr.kir.mine import MineConfig
 from wovr.kir.sampler import SamplerConfig
+from wovr.metrics.i3d import MIN_FRAMES
+from wovr.metrics.perceptual import PerceptualMetric
 from wovr.policy.small import SmallVLAConfig
 from wovr.reward.calibrate import CalibrationConfig
 from wovr.reward.classifier import RewardClassifierConfig
@@ -189,6 +191,32 @@ class EvalConfig(Config):
     """Take the likeliest tokens. Sampling is what RL improves and what the reference evaluates."""
 
 
+class WorldModelEvalConfig(Config):
+    """Imagined videos beside the true ones, by rollout horizon (Tables 1 and 4): always PSNR, SSIM and FPS.
+
+    The one section that may change in a run folder: nothing that is trained depends on it.
+    """
+
+    horizons: tuple[int, ...] = Field((128, 256, 512), min_length=1)
+    """Env steps, multiples of the chunk length. Those that no held-out episode reaches are left out."""
+    trajectories: int = Field(200, ge=1)
+    """Held-out episodes of each purpose, at most: 200 in Table 1, 24 in Table 4."""
+    batch_size: int = Field(16, ge=1)
+    """Rollouts side by side; FPS and memory depend on it, the measures do not."""
+    metrics: tuple[PerceptualMetric, ...] = ()
+    """Measures that need published networks: lpips, fid, fvd, flolpips (`wovr.metrics.published` names their files)."""
+    weights: Path | None = None
+    """Folder of these files; none takes it from the environment's WOVR_METRIC_WEIGHTS."""
+
+    @model_validator(mode="after")
+    def _horizons_fit(self) -> Self:
+        if sorted(set(self.horizons)) != list(self.horizons) or self.horizons[0] < 1:
+            raise ValueError("horizons: expected positive numbers, each above the one before")
+        if "fvd" in self.metrics and self.horizons[0] < MIN_FRAMES:
+            raise ValueError(f"fvd: expected horizons of {MIN_FRAMES} steps or more")
+        return self
+
+
 class Experiment(Config):
     """All of it. One file under configs/ per experiment."""
 
@@ -205,6 +233,7 @@ class Experiment(Config):
     rl: RLConfig = RLConfig()
     refine: RefineConfig = RefineConfig()
     eval: EvalConfig = EvalConfig()
+    world_model_eval: WorldModelEvalConfig = WorldModelEvalConfig()
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from wovr.kir.mine import FIRST_FRAME
 from wovr.metrics.hallucination import HallucinationReport, measure_hallucination
 from wovr.metrics.video import psnr
 from wovr.reward.base import RewardModel
-from wovr.stages.data import COLLECT, names_of, refine_purpose, split
+from wovr.stages.data import held_out_names
 from wovr.stages.experiment import Workplace
 from wovr.stages.replay import OUTCOMES, Replay, replay, save_replays
 
@@ -91,7 +91,7 @@ def run(place: Workplace) -> dict[str, Any]:
     Both are keyed by world model (`base`, and `pace` after refinement) and by the purpose of the held-out episodes.
     """
     held = _held_out(place)
-    worlds = _worlds(place.run.path)
+    worlds = worlds_of(place.run.path)
     found: dict[str, dict[str, HallucinationReport]] = {}
     with place.log.progress("hallucination", len(worlds) * sum(map(len, held.values()))) as bar:
         for world, folder in worlds.items():
@@ -110,23 +110,17 @@ def run(place: Workplace) -> dict[str, Any]:
     return {world: {purpose: _headline(report) for purpose, report in of.items()} for world, of in found.items()}
 
 
-def _worlds(run: Path) -> dict[str, Path]:
+def worlds_of(run: Path) -> dict[str, Path]:
     """Folders of the base world model and, where there is one, of the last that refinement made."""
     last = newest(run, DIT).parents[1]
     return {"base": run} if last == run else {"base": run, "pace": last}
 
 
 def _held_out(place: Workplace) -> dict[str, list[tuple[Episode, str]]]:
-    """Held-out (episode, name) by purpose: those of the collection and of every refinement round so far."""
+    """Held-out (episode, name) by purpose."""
     store, config = place.episodes(), place.experiment
-    held: dict[str, list[tuple[Episode, str]]] = {}
-    for purpose in [COLLECT, *map(refine_purpose, range(1, config.refine.rounds + 1))]:
-        _, names = split(names_of(store, purpose), config.collect.held_out)
-        if names:
-            held[purpose] = [(store.read(name), name) for name in names]
-    if not held:
-        raise UserError(f"{store.folder}: expected held-out episodes of purpose '{COLLECT}', found none")
-    return held
+    held = held_out_names(store, config.collect.held_out, config.refine.rounds)
+    return {purpose: [(store.read(name), name) for name in names] for purpose, names in held.items()}
 
 
 def _measure(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,8 @@ class Stage:
     """What it reads of the run folder, for people."""
     writes: str
     """What it adds to the run folder, for people."""
+    section: str = ""
+    """Section of the experiment that it alone reads: it may change in a run folder, and the stage is then repeated."""
 
 
 STAGES: dict[str, Stage] = {
@@ -49,10 +51,18 @@ STAGES: dict[str, Stage] = {
     ),
     "keyframes": Stage("rl", "wovr.stages.keyframes", ("decoder",), "episodes, world_model, reward", "keyframes"),
     "rl": Stage("rl", "wovr.stages.rl", ("keyframes",), "sft, world_model, reward, keyframes", "rl"),
-    "refine": Stage("refine", "wovr.stages.refine", ("rl",), "all of the above", "episodes, refine/round_N"),
+    "refine": Stage("refine", "wovr.stages.refine", ("rl",), "all of the above", "episodes, refine"),
     "eval": Stage("eval", "wovr.stages.evaluate", ("sft",), "sft, rl, refine", "eval"),
     "hallucination": Stage(
         "eval", "wovr.stages.hallucination", ("decoder",), "episodes, world_model, refine", "hallucination"
+    ),
+    "world_model_eval": Stage(
+        "eval",
+        "wovr.stages.world_model_eval",
+        ("decoder",),
+        "episodes, world_model, refine",
+        "world_model_eval",
+        section="world_model_eval",
     ),
     "report": Stage("report", "wovr.stages.report", ("sft",), "all of the above", "report"),
 }
@@ -78,25 +88,25 @@ def open_workplace(
 ) -> Iterator[Workplace]:
     """Make or continue the run folder `path`. `plain` prints lines instead of bars; `wandb` names a project.
 
-    Among several processes rank 0 alone writes it.
-
-    A new run reads the headers of its pretrained files first, and does not find out an hour later that one is missing.
+    A new run looks for its pretrained files and for those of its metrics first, and does not find out an hour later
+    that one is missing. Among several processes rank 0 alone writes the folder.
     """
     from wovr.core.checkpoint import read_header
     from wovr.core.dist import Dist
     from wovr.core.log import RunLog
     from wovr.core.run import RunFolder
+    from wovr.metrics.published import find_files
     from wovr.stages.experiment import Workplace
 
     dist = dist or Dist()
-
     if not path.exists():
         for pretrained in filter(None, (experiment.codec.pretrained, experiment.world_model.pretrained)):
             for file in sorted(pretrained.glob("*.safetensors")) or [pretrained]:  # a folder of shards, or a file
                 read_header(file)
-    content = experiment.model_dump(mode="json")
+        find_files(experiment.world_model_eval.metrics, experiment.world_model_eval.weights)
+    may_change = {stage.section for stage in STAGES.values() if stage.section}
     if dist.is_main:
-        folder = RunFolder.open(path, content)
+        folder = RunFolder.open(path, experiment.model_dump(mode="json"), ignore=may_change)
         dist.barrier()
     else:
         dist.barrier()
@@ -113,9 +123,13 @@ def run_all(place: Workplace) -> None:
     _run_stages(place, list(STAGES))
 
 
-def run_command(place: Workplace, command: str) -> None:
-    """The stages of one command. Only the first must have all that it needs: evaluation measures what there is."""
-    _run_stages(place, [name for name, stage in STAGES.items() if stage.command == command])
+def run_command(place: Workplace, command: str, only: Collection[str] = ()) -> None:
+    """The stages of one command, or those of them in `only`.
+
+    Only the first must have all that it needs: evaluation measures what there is.
+    """
+    names = [name for name, stage in STAGES.items() if stage.command == command]
+    _run_stages(place, [name for name in names if not only or name in only])
 
 
 def run_stage(place: Workplace, name: str) -> None:
@@ -127,13 +141,14 @@ def run_stage(place: Workplace, name: str) -> None:
             f"{place.run.path}: {name}: expected stage '{missing}' to be done, found it is not; "
             f"run `wovr {command} CONFIG` first"
         )
-    if name != "report" and _up_to_date(done, name):
+    section = _section(place, name)
+    if name != "report" and _up_to_date(done, name, section):
         place.log.info(f"{name}: done {duration(time.time() - done[name]['finished'])} ago, skipped")
         return
     began = time.monotonic()
     summary = importlib.import_module(STAGES[name].module).run(place)
     seconds = time.monotonic() - began
-    place.run.mark_done(name, seconds, summary)
+    place.run.mark_done(name, seconds, summary | ({"settings": section} if section else {}))
     place.log.info(f"{name}: done in {duration(seconds)}")
 
 
@@ -162,9 +177,18 @@ def _missing(place: Workplace, name: str) -> str | None:
     return None
 
 
-def _up_to_date(done: Mapping[str, Any], name: str) -> bool:
-    """Whether a stage is done, and after all stages before it: evaluation is repeated once there is a newer policy."""
-    if name not in done:
+def _section(place: Workplace, name: str) -> dict[str, Any]:
+    """The values of a stage's own section, empty where it has none."""
+    section = STAGES[name].section
+    return getattr(place.experiment, section).model_dump(mode="json") if section else {}
+
+
+def _up_to_date(done: Mapping[str, Any], name: str, section: Mapping[str, Any]) -> bool:
+    """Whether a stage is done, with the same section and after all stages before it.
+
+    So evaluation is repeated once there is a newer policy.
+    """
+    if name not in done or done[name]["summary"].get("settings", {}) != section:
         return False
     earlier = [*STAGES][: [*STAGES].index(name)]
     return all(done[stage]["finished"] <= done[name]["finished"] for stage in earlier if stage in done)

@@ -22,23 +22,24 @@ from markupsafe import Markup
 
 from wovr.core.checkpoint import read_json, write_atomic, write_json, write_text
 from wovr.core.dist import precision
+from wovr.core.hardware import processor
 from wovr.core.log import read_records
 from wovr.core.run import RunFolder
 from wovr.imagine.load import BANK
 from wovr.kir.bank import KeyframeBank
 from wovr.metrics.success import paired_difference
-from wovr.stages import hallucination
+from wovr.stages import hallucination, world_model_eval, world_model_table
 from wovr.stages.curves import curves
 from wovr.stages.experiment import Workplace
 from wovr.stages.pictures import animation, data_uri, png, strip
 from wovr.stages.pipeline import duration
 from wovr.stages.plots import Series, intervals, lines
 from wovr.stages.replay import Replay, load_replays
+from wovr.stages.world_model_table import WORLDS
 
 REPORT, SUMMARY, STRIP = Path("report/report.html"), Path("report/summary.json"), Path("report/strip.png")
 POLICIES = {"base": "base policy", "imagination": "after RL in imagination", "pace": "after PACE"}
 """Policies that `eval` measures, in the order in which they are made."""
-WORLDS = {"base": "base world model", "pace": "after PACE"}
 OUTCOMES = {
     "both_succeed": "both succeed",
     "both_fail": "both fail",
@@ -54,6 +55,7 @@ def run(place: Workplace) -> dict[str, Any]:
     folder = place.run
     evaluation = _evaluation(folder.path)
     measured = _json(folder.path / hallucination.SUMMARY)
+    videos = _json(folder.path / world_model_eval.SUMMARY)
     replays = _replays(folder.path)
     summary = {
         "success": {
@@ -63,6 +65,7 @@ def run(place: Workplace) -> dict[str, Any]:
         "ledger": folder.ledger(),
         "seconds": _seconds(folder),
         "hallucination": measured,
+        "world_model": videos,
     }
     text = _template().render(
         name=folder.path.resolve().name,
@@ -73,6 +76,7 @@ def run(place: Workplace) -> dict[str, Any]:
         curves=curves(read_records(folder.path / "metrics.jsonl")),
         hallucination=_hallucination_rows(measured),
         psnr=_psnr_plots(measured),
+        videos=_videos(videos),
         replays=[_shown(replay) for replay in replays],
         keyframes=_keyframes(folder.path),
         config=yaml.safe_dump(folder.config, sort_keys=False),
@@ -195,6 +199,14 @@ def _psnr_plots(measured: Mapping[str, Any]) -> list[Markup]:
     ]
 
 
+def _videos(measured: Mapping[str, Any]) -> dict[str, list[Any]] | None:
+    """Titles, cells and notes of the table of imagined videos."""
+    if not measured:
+        return None
+    table = world_model_table
+    return {"header": table.header(measured), "rows": table.rows(measured), "notes": table.notes(measured)}
+
+
 def _replays(run: Path) -> list[Replay]:
     path = run / hallucination.EXAMPLES
     return load_replays(path) if path.is_file() else []
@@ -240,18 +252,13 @@ def _keyframes(run: Path) -> list[dict[str, Any]]:
 
 def _provenance(config: Mapping[str, Any]) -> dict[str, str]:
     """What made the run, and the machine that this report was made on."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        processor = models[0] if models else processor
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "wovr": importlib.metadata.version("wovr"),
         "seed": str(config.get("seed")),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "processor": f"{processor}, {os.cpu_count()} cores",
+        "processor": f"{processor()}, {os.cpu_count()} cores",
         "GPU": device,
         "precision": precision("auto"),
         "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
