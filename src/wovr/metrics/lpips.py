@@ -5,8 +5,9 @@ come with torchmetrics. The networks are written here because the libraries that
 does not load beside every build of torch.
 
 FloLPIPS is LPIPS whose spatial mean is weighted by how much the optical flow to the next frame differs between the two
-videos. Departures from its release: weights sum to 1 over each frame, as its paper says, where the release lets them
-sum to 1 over a batch; and the flow is RAFT's instead of PWC-Net's, whose correlation layer is CUDA code.
+videos. Departures from its release: weights sum to 1 over each frame, where the release lets them sum to 1 over a batch
+of eight and values depend on what else is in it; and the flow is RAFT's instead of PWC-Net's, whose correlation layer
+is CUDA code.
 
 Legend: N frames, H W image height and width, h w of a feature map, C channels. Images are float in [-1, 1].
 """
