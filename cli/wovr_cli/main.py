@@ -44,6 +44,8 @@ Examples:
   wovr run configs/tabletop.yaml seed=1 --run runs/seed1
                                        the same from another seed
   wovr rl configs/tabletop.yaml        one step, after those before it
+  wovr train-wm configs/tabletop.yaml --nproc 8
+                                       training on eight GPUs
   wovr eval configs/tabletop.yaml --what world-model
                                        imagined videos beside true ones
   wovr report configs/tabletop.yaml    one HTML file of what there is so far
