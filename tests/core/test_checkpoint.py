@@ -11,6 +11,7 @@ from torch import nn
 
 from wovr.core import checkpoint
 from wovr.core.checkpoint import (
+    link_file,
     load_model,
     load_tensors,
     load_weights,
@@ -160,3 +161,18 @@ def test_json(tmp_path: Path) -> None:
     path.write_text('{"a": ')
     fails(lambda: read_json(path), str(path), "expected JSON")
     fails(lambda: read_json(tmp_path / "b.json"), "b.json", "found none")
+
+
+def test_a_second_name_costs_nothing_and_endangers_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, linked, copied = tmp_path / "a" / "net", tmp_path / "b" / "net", tmp_path / "c" / "net"
+    save_tensors(source, {"x": torch.zeros(3)})
+    link_file(linked, source)
+    link_file(linked, source)
+    assert linked.stat().st_ino == source.stat().st_ino
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EXDEV, "other device")))
+        link_file(copied, source)
+    assert copied.read_bytes() == source.read_bytes() and copied.stat().st_ino != source.stat().st_ino
+    save_tensors(linked, {"x": torch.ones(3)})
+    assert not load_tensors(source)[0]["x"].any(), "writing goes by rename"
+    assert [path.name for path in tmp_path.rglob(".*")] == []

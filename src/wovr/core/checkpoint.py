@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,19 +24,22 @@ from wovr.core.errors import UserError
 FORMAT = "wovr-1"
 """Value of the header's `format` in every file that this version writes."""
 
+NAMED = 3
+"""Names that an error shows of each kind."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk, rename it to `path`.
 
     Whatever fails, the temporary file is removed and an older `path` stays as it was. A full disk raises UserError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unique = f"{os.getpid()}-{os.urandom(4).hex()}"  # writers on two machines may have the same number
+    temporary = path.with_name(f".{path.name}.{unique}.tmp")
     try:
         write(temporary)
         with temporary.open("rb+") as file:
@@ -47,6 +51,20 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def link_file(path: Path, source: Path) -> None:
+    """Give `source` the second name `path`, or copy it where the file system can't. No file is changed in place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    link = path.with_name(f".{path.name}.{os.getpid()}.link")  # no name that anybody writes to
+    link.unlink(missing_ok=True)
+    try:
+        os.link(source, link)
+        os.replace(link, path)
+    except OSError:
+        write_atomic(path, lambda temporary: shutil.copyfile(source, temporary))
+    finally:
+        link.unlink(missing_ok=True)
 
 
 def disk_is_full(error: Exception) -> bool:
@@ -129,20 +147,34 @@ def load_weights(path: Path, module: nn.Module) -> None:
 def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Copy `tensors` into the parameters and buffers of `module`. `path` is where they came from, for the error."""
     expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    check_names(path, {name: tuple(value.shape) for name, value in tensors.items()}, expected)
+    check_tensors(path, expected, {name: tuple(value.shape) for name, value in tensors.items()}, "this model")
     module.load_state_dict(tensors)
 
 
-def check_names(path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """UserError with the first of these shapes by name that is missing, different or not expected."""
-    for name, shape in expected.items():
-        if name not in found:
-            raise UserError(f"{path}: expected weight '{name}', found none")
-        if found[name] != shape:
-            raise UserError(f"{path}: weight '{name}': expected shape {shape}, found {found[name]}")
-    for name in found:
-        if name not in expected:
-            raise UserError(f"{path}: found weight '{name}', which this model does not have")
+def check_tensors(
+    path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], what: str
+) -> None:
+    """UserError that names missing, unexpected and misshapen tensors, all in one line.
+
+    Both map names to shapes; `what`, such as a key of the config, is what they should fit.
+    """
+    misshapen = [
+        f"{name} {list(found[name])} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    complaints = [
+        *_complaint("missing", [name for name in expected if name not in found]),
+        *_complaint("unexpected", [name for name in found if name not in expected]),
+        *_complaint("misshapen", misshapen),
+    ]
+    if complaints:
+        raise UserError(f"{path}: expected {len(expected)} tensors that fit {what}, found {'; '.join(complaints)}")
+
+
+def _complaint(kind: str, names: list[str]) -> list[str]:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return [f"{len(names)} {kind}: {', '.join(names[:NAMED])}{more}"] if names else []
 
 
 def open_tensors(path: Path) -> Any:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wovr.core.checkpoint import check_names
+from wovr.core.checkpoint import check_tensors
 from wovr.core.dist import Dist, precision
 from wovr.core.optim import Average, Optimizer
 from wovr.core.train_state import SavedState
@@ -98,7 +98,8 @@ class Sharded:
     def load(self, saved: SavedState) -> None:
         """Continue from the tensors of a `Replica`, or of any number of ranks under any stage."""
         expected = {f"model.{name}": tuple(value.shape) for name, value in self._empty.state_dict().items()}
-        check_names(saved.path, {name: saved.shape(name) for name in saved if name.startswith("model.")}, expected)
+        found = {name: saved.shape(name) for name in saved if name.startswith("model.")}
+        check_tensors(saved.path, expected, found, "this model")
         self._set_weights(lambda name: saved[f"model.{name}"])
         for state in self._optimizer.adamw.state.values():
             state["step"].fill_(int(saved.metadata["step"]))

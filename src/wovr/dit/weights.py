@@ -14,14 +14,13 @@ Legend: D width, H heads, E channels of a head.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from wovr.core.checkpoint import open_tensors, save_tensors
+from wovr.core.checkpoint import check_tensors, open_tensors, save_tensors
 from wovr.core.errors import UserError
 from wovr.dit.context import Layout
 from wovr.dit.model import PATCH, ActionDiT, DiTConfig, action_encoder
@@ -29,8 +28,6 @@ from wovr.dit.rope import from_wan
 
 ACTIONS = ("action_mlp1.", "action_mlp2.")
 TEXT = "text_embedding."
-NAMED = 3
-"""Names that an error shows of each kind."""
 DIFFUSERS = (
     (r"^scale_shift_table$", "head.modulation"),
     (r"^proj_out\.", "head.head."),
@@ -89,7 +86,12 @@ def load_wan(path: Path, config: DiTConfig, layout: Layout, dtype: torch.dtype =
         for name, value in dit.state_dict().items()
         if not (base and name.startswith("action_encoder."))
     }
-    _check(path, [part for found in wanted.values() for part in found], stored)
+    check_tensors(
+        path,
+        {part.name: part.shape for found in wanted.values() for part in found},
+        {name: place.shape for name, place in stored.items() if not name.startswith(TEXT)},
+        "`world_model.dit`",
+    )
     files = {place.path: open_tensors(place.path) for place in stored.values()}
     weights: dict[str, Tensor] = {}
     for name, found in wanted.items():
@@ -146,31 +148,6 @@ def index(path: Path) -> dict[str, Stored]:
                 original = re.sub(pattern, replacement, original)
             found[original] = Stored(file, name, shape)
     return found
-
-
-def _check(path: Path, wanted: list[Part], stored: Mapping[str, Stored]) -> None:
-    names = {part.name for part in wanted}
-    complaints = [
-        *_complaint("missing", [part.name for part in wanted if part.name not in stored]),
-        *_complaint("unexpected", [name for name in stored if name not in names and not name.startswith(TEXT)]),
-        *_complaint(
-            "misshapen",
-            [
-                f"{part.name} {list(stored[part.name].shape)} instead of {list(part.shape)}"
-                for part in wanted
-                if part.name in stored and stored[part.name].shape != part.shape
-            ],
-        ),
-    ]
-    if complaints:
-        raise UserError(
-            f"{path}: expected {len(wanted)} tensors that fit `world_model.dit`, found {'; '.join(complaints)}"
-        )
-
-
-def _complaint(kind: str, names: list[str]) -> list[str]:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return [f"{len(names)} {kind}: {', '.join(names[:NAMED])}{more}"] if names else []
 
 
 def _ours(tensor: Tensor, part: Part) -> Tensor:
