@@ -50,7 +50,8 @@ def frames_of(batch: int, count: int, size: int = 32) -> torch.Tensor:
 def test_one_plus_four_k_frames_become_one_plus_k_latents_and_back(codec: ConvCodec) -> None:
     latents = codec.encode(frames_of(2, 9, size=64))
     assert latents.shape == (2, 3, 6, 8, 8) and latents.dtype == torch.float32
-    frames = codec.decode(latents[:, 1:])
+    frames, state = codec.decode(latents[:, 1:], codec.start(latents[:, :1]))
+    assert state == (), "no group sees another"
     assert frames.shape == (2, 8, 64, 64, 3) and frames.dtype == torch.uint8
 
 
@@ -89,12 +90,12 @@ def test_the_patch_basis_is_undone_and_separates_brightness_from_colour(codec: C
 def test_calibration_gives_unit_latents_and_changes_no_picture(codec: ConvCodec) -> None:
     frames = frames_of(16, 4)
     before = codec.encode_groups(frames)
-    pictures = codec.decode(before[:, None])
+    pictures, _ = codec.decode(before[:, None], ())
     codec.calibrate(before)
     after = codec.encode_groups(frames)
     torch.testing.assert_close(after.mean(dim=(0, 2, 3)), torch.zeros(6), atol=1e-4, rtol=0)
     torch.testing.assert_close(after.std(dim=(0, 2, 3)), torch.ones(6), atol=1e-4, rtol=0)
-    assert (codec.decode(after[:, None]).int() - pictures.int()).abs().max() <= 1
+    assert (codec.decode(after[:, None], ())[0].int() - pictures.int()).abs().max() <= 1
     codec.calibrate(after)
     torch.testing.assert_close(codec.encode_groups(frames), after, atol=1e-4, rtol=0)
 
@@ -114,7 +115,7 @@ def test_bfloat16_inference_stays_close_and_is_deterministic(codec: ConvCodec) -
     rough = codec.encode(frames)
     assert rough.dtype == torch.float32
     assert (rough - exact).abs().max() < 0.05 * exact.abs().max()
-    assert torch.equal(codec.decode(rough), codec.decode(codec.encode(frames)))
+    assert torch.equal(codec.decode_all(rough), codec.decode_all(codec.encode(frames)))
 
 
 def test_an_image_that_does_not_divide_is_the_users_error(codec: ConvCodec) -> None:

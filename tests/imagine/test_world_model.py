@@ -1,14 +1,17 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 
-from tests.imagine.worlds import A, H, make_model, make_start, make_starts
+from tests.codec.wans import make_codec
+from tests.imagine.worlds import A, H, make_dit, make_model, make_start, make_starts
 from wovr.core.errors import UserError
 from wovr.core.types import no_motion
 from wovr.dit.context import ContextConfig, timesteps
-from wovr.flow.schedule import solver_sigmas
+from wovr.flow.schedule import FlowConfig, solver_sigmas
+from wovr.imagine.world_model import WorldModel
 
 
 @pytest.fixture
@@ -53,7 +56,7 @@ def test_a_chunk_is_the_euler_solution_of_the_window(starts):
         v = model.dit(torch.cat([latents, x], dim=1), at, window_actions)[:, 2:]
         x = x + (following - sigma) * v
     torch.testing.assert_close(new, x, atol=1e-5, rtol=1e-5)
-    assert torch.equal(frames, model.codec.decode(new))
+    assert torch.equal(frames, model.codec.decode(new, ())[0])
 
 
 def test_memory_rolls_on_as_latents_with_its_actions(starts):
@@ -72,9 +75,7 @@ def test_a_keyframe_brings_its_own_memory_and_actions(starts):
     first = make_start(0, first=True)
     assert not torch.equal(model.start([first]).memory_BLChw, model.start(starts[:1]).memory_BLChw)
     state = model.start(starts[:1])
-    still = type(state)(
-        state.reference_BLChw, state.memory_BLChw, torch.from_numpy(no_motion(A)).expand_as(state.memory_actions_BMA)
-    )
+    still = replace(state, memory_actions_BMA=torch.from_numpy(no_motion(A)).expand_as(state.memory_actions_BMA))
     assert not torch.allclose(model.step(state, actions, noise)[0], model.step(still, actions, noise)[0])
 
 
@@ -97,7 +98,8 @@ def test_context_ablations_run(context):
         assert torch.equal(state.memory_BLChw[:, -1:], new[:, -1:])
     assert state.reference_BLChw.shape[1] == context.reference
     assert state.memory_actions_BMA.shape[1] == context.memory_frames
-    unseen = model.advance(state, actions, model.imagine(state, actions, noise))
+    blind = replace(state, decoder=state.decoder if context.memory_frames == 1 else None)
+    unseen = model.advance(blind, actions, model.imagine(blind, actions, noise))
     assert torch.equal(unseen.memory_BLChw, model.step(state, actions, noise)[2].memory_BLChw), "with frames or without"
 
 
@@ -117,3 +119,59 @@ def test_select_and_join(starts, rows):
 def test_a_start_that_does_not_fit_is_named():
     with pytest.raises(UserError, match=r"episode demo_7: expected 4 memory frames .* found 8 frames"):
         make_model().start([make_start(7, memory_frames=8)])
+
+
+@pytest.fixture(scope="module")
+def wan(tmp_path_factory):
+    return make_codec(tmp_path_factory.mktemp("vae"))[0]
+
+
+def wan_model(codec, context=None):
+    context = context or ContextConfig()
+    return WorldModel(codec, make_dit(context), context, FlowConfig(steps=2))
+
+
+@pytest.mark.parametrize(
+    "context",
+    [ContextConfig(), ContextConfig(reference=False), ContextConfig(memory_frames=8), ContextConfig(memory_frames=1)],
+)
+def test_frames_of_a_stream_follow_reference_memory_and_all_chunks_so_far(wan, context):
+    """Wan's decoder remembers: what is seen is what decoding the whole stream shows."""
+    model = wan_model(wan, context)
+    starts = [make_start(seed, context.memory_frames, side=32) for seed in (0, 1, 0)]
+    state, actions, noise = draw(model, starts)
+    memory = 4 if context.memory_frames == 1 else context.memory_frames
+    shown = np.stack([np.stack([s.reference_HWC, *[*s.memory_MHWC] * (memory // len(s.memory_MHWC))]) for s in starts])
+    latents, frames = [wan.encode(torch.from_numpy(shown))], []
+    for _ in range(3):
+        new, seen, state = model.step(state, actions, noise)
+        latents.append(new)
+        frames.append(seen)
+    whole = wan.decode_all(torch.cat(latents, dim=1))[:, 1 + memory :]
+    assert (torch.cat(frames, dim=1).int() - whole.int()).abs().max() <= 1
+    if context.memory_frames == 1:
+        torch.testing.assert_close(state.memory_BLChw, wan.encode(frames[-1][:, -1:]), atol=1e-5, rtol=1e-5)
+
+
+def test_streams_that_others_leave_and_join_go_on_as_alone(wan):
+    model = wan_model(wan)
+    starts = [make_start(seed, side=32) for seed in range(3)]
+    state, actions, noise = draw(model, starts)
+    _, _, state = model.step(state, actions, noise)
+    alone = state.select([2])
+    joined = state.select([2, 0]).join(model.start(starts[1:2]))
+    for rows in ([2, 0, 1], [2, 0, 1]):
+        _, together, joined = model.step(joined, actions[rows], noise[rows])
+        _, by_itself, alone = model.step(alone, actions[2:], noise[2:])
+        assert (together[0].int() - by_itself[0].int()).abs().max() <= 1
+
+
+def test_latents_alone_cost_no_decoding(wan, monkeypatch):
+    model = wan_model(wan)
+    state, actions, noise = draw(model, [make_start(0, side=32)])
+    new, _, following = model.step(state, actions, noise)
+    monkeypatch.setattr(wan.decoder, "forward", None)
+    blind = model.start([make_start(0, side=32)], frames=False)
+    unseen = model.imagine(blind, actions, noise)
+    assert torch.equal(unseen, new)
+    assert torch.equal(model.advance(blind, actions, unseen).memory_BLChw, following.memory_BLChw)

@@ -18,7 +18,7 @@ H, A, IMAGE = 8, 3, 16
 class FakeCodec:
     """Mean colour of 4 x 4 pixels and four frames, and back. Counts its calls."""
 
-    channels, spatial_factor, temporal_factor = 3, 4, 4
+    channels, spatial_factor, temporal_factor, stride = 3, 4, 4, 1
     device = torch.device("cpu")
 
     def __init__(self):
@@ -29,12 +29,15 @@ class FakeCodec:
         x = torch.cat([frames_BTHWC[:, :1]] * 4 + [frames_BTHWC[:, 1:]], dim=1).float() / 127.5 - 1
         return reduce(x, "B (L f) (h p) (w q) C -> B L C h w", "mean", f=4, p=4, q=4)
 
-    def decode(self, latents_BLChw):
+    def start(self, latents_BLChw):
+        return ()
+
+    def decode(self, latents_BLChw, state):
         self.decoded.append(tuple(latents_BLChw.shape[:2]))
         x = repeat(latents_BLChw, "B L C h w -> B (L f) (h p) (w q) C", f=4, p=4, q=4)
         # Frames of a group differ, so that a test notices a wrong order.
         shade = torch.arange(x.shape[1]).remainder(4)[None, :, None, None, None] / 16
-        return ((x + shade + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return ((x + shade + 1) * 127.5).round().clamp(0, 255).to(torch.uint8), state
 
 
 class FakeReward:
@@ -84,9 +87,9 @@ def make_world(horizon=24, threshold=100.0, hold=1):  # bright frames and long i
     return ImaginedWorld(make_model(), reward, horizon)
 
 
-def make_start(seed, memory_frames=4, first=False, instruction="put it there"):
+def make_start(seed, memory_frames=4, first=False, instruction="put it there", side=IMAGE):
     random = np.random.default_rng(seed)
-    frames = random.integers(0, 256, (1 + memory_frames, IMAGE, IMAGE, 3), dtype=np.uint8)
+    frames = random.integers(0, 256, (1 + memory_frames, side, side, 3), dtype=np.uint8)
     actions = random.uniform(-1, 1, (memory_frames, A)).astype(np.float32)
     if first:
         frames[1:], actions[:] = frames[0], no_motion(A)

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -5,15 +6,17 @@ import pytest
 import torch
 
 from tests.stages.test_hallucination import make_episode
+from wovr.codec.base import Codec
 from wovr.codec.conv import ConvCodec, ConvCodecConfig
 from wovr.core.errors import UserError
 from wovr.core.log import RunLog
 from wovr.core.seed import normal, seed_everything, stream
-from wovr.core.types import Episode
+from wovr.core.types import Frames
 from wovr.dit.context import ContextConfig, layout
 from wovr.dit.model import ActionDiT, DiTConfig
 from wovr.episodes.windows import WindowConfig
 from wovr.flow.schedule import FlowConfig, solver_sigmas, train_sigmas, train_weights
+from wovr.imagine.load import StoredCodec, save_codec
 from wovr.stages import latent_cache
 from wovr.stages.latents import LatentEpisodes, OwnMemory, WorldBatches, WorldLossConfig, world_loss
 
@@ -106,11 +109,11 @@ def test_loss_of_a_packed_window_is_the_mean_over_its_chunks_each_at_its_sigma(t
 
 def test_packed_windows_follow_a_clip(tmp_path: Path) -> None:
     episodes = [make_episode(number, steps) for number, steps in enumerate((32, 16, 40))]
-    codec = ConvCodec(ConvCodecConfig(channels=3, frame_width=8, group_width=16, blocks=1))
-    data = LatentEpisodes(episodes, codec, RunLog(tmp_path, plain=True))
+    codec, log = write_codec(tmp_path / "codec.safetensors"), RunLog(tmp_path, plain=True)
+    data = LatentEpisodes(episodes, codec, log, ContextConfig(), 8 * CHUNKS)
     windows = WindowConfig(cold_start=0.2, static=0.2)
     packed = LAYOUT.packed(CHUNKS)
-    batches = WorldBatches(data, windows, ContextConfig(), packed, batch_size=64, copies=1, seed=0)
+    batches = WorldBatches(data, windows, packed, batch_size=64, copies=1, seed=0)
     batch, again = batches.at(3), batches.at(3)
     assert all(torch.equal(batch[key], again[key]) for key in batch)
     assert batch["uniform_BK"].shape == (64, CHUNKS) and len(batch["uniform_BK"].unique()) > 60 * CHUNKS
@@ -123,73 +126,88 @@ def test_packed_windows_follow_a_clip(tmp_path: Path) -> None:
         first = int(data.start_E[episode])
         ends = [0] + [max(t + 4 * group, 0) for group in range(packed.frames - 1)]
         made = [0] + [max(frame, 0) for frame in range(t - 3, t + 25)]
-        assert torch.equal(batch["latents_BLChw"][row], data.groups_NChw[[first + end for end in ends]].float())
+        assert torch.equal(batch["latents_BLChw"][row], data.latents_NChw[[first + end for end in ends]].float())
         assert torch.equal(batch["actions_BTA"][row], data.produced_NA[[first + frame for frame in made]])
 
+    longer = LatentEpisodes(episodes, codec, log, ContextConfig(), 48)
     with pytest.raises(UserError, match="expected at least one of 48 steps or more, found 3 shorter"):
-        WorldBatches(data, windows, ContextConfig(), LAYOUT.packed(6), batch_size=64, copies=1, seed=0)
+        WorldBatches(longer, windows, LAYOUT.packed(6), batch_size=64, copies=1, seed=0)
+
+
+def write_codec(path: Path, seed: int = 0) -> StoredCodec:
+    seed_everything(seed)
+    save_codec(path, ConvCodec(ConvCodecConfig(channels=3, frame_width=8, group_width=16, blocks=1)))
+    return StoredCodec(path)
 
 
 def test_windows_on_own_memories_have_the_true_future_as_target(tmp_path: Path) -> None:
     episodes = [make_episode(number, steps) for number, steps in enumerate((24, 16))]
-    codec = ConvCodec(ConvCodecConfig(channels=3, frame_width=8, group_width=16, blocks=1))
-    data = LatentEpisodes(episodes, codec, RunLog(tmp_path, plain=True))
+    codec = write_codec(tmp_path / "codec.safetensors")
+    data = LatentEpisodes(episodes, codec, RunLog(tmp_path, plain=True), ContextConfig(), 8)
     places = [(0, 8), (1, 4), (1, 12)]  # the last has no room for a chunk
     latents_MChw = torch.arange(3.0)[:, None, None, None].expand(-1, 3, 2, 2) + 100
 
     own = OwnMemory(latents_MChw, places, share=0.75)
-    mixed = WorldBatches(data, WindowConfig(), ContextConfig(), LAYOUT, batch_size=8, copies=1, seed=0, own=own).at(0)
+    mixed = WorldBatches(data, WindowConfig(), LAYOUT, batch_size=8, copies=1, seed=0, own=own).at(0)
     assert (mixed["latents_BLChw"][6:] < 50).all(), "a quarter stands on true memories"
     drawn = mixed["latents_BLChw"][:6, 1, 0, 0, 0] - 100
     assert set(drawn.tolist()) == {0.0, 1.0}
     for row, n in enumerate(drawn.int().tolist()):
         episode, t = places[n]
         first = int(data.start_E[episode])
-        expected = data.groups_NChw[[first, first + t + 4, first + t + 8]].float()
+        expected = data.latents_NChw[[first, first + t + 4, first + t + 8]].float()
         assert torch.equal(mixed["latents_BLChw"][row, [0, 2, 3]], expected)
         assert torch.equal(mixed["actions_BTA"][row, 5:], data.produced_NA[first + t + 1 : first + t + 9])
 
 
 def test_own_memories_without_room_for_a_chunk_after_them_are_refused(tmp_path: Path) -> None:
-    codec = ConvCodec(ConvCodecConfig(channels=3, frame_width=8, group_width=16, blocks=1))
-    data = LatentEpisodes([make_episode(0, 8)], codec, RunLog(tmp_path, plain=True))
+    codec = write_codec(tmp_path / "codec.safetensors")
+    data = LatentEpisodes([make_episode(0, 8)], codec, RunLog(tmp_path, plain=True), ContextConfig(), 8)
     own = OwnMemory(torch.zeros(2, 3, 2, 2), [(0, 4), (0, 8)], share=0.5)
     with pytest.raises(UserError, match="own_memory: expected episodes of more than 8 steps"):
-        WorldBatches(data, WindowConfig(), ContextConfig(), LAYOUT, batch_size=8, copies=1, seed=0, own=own)
+        WorldBatches(data, WindowConfig(), LAYOUT, batch_size=8, copies=1, seed=0, own=own)
 
 
 def test_an_episode_is_encoded_once_for_each_codec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def encode(codec: ConvCodec, episode: Episode, group: int) -> torch.Tensor:
-        encoded.append((episode.seed, group))
-        return original(codec, episode, group)
+    encoded: list[tuple[int, str]] = []
 
-    encoded: list[tuple[int, int]] = []
-    original = latent_cache._encode
-    monkeypatch.setattr(latent_cache, "_encode", encode)
+    def counted(what: str) -> Callable[..., torch.Tensor]:
+        def encode(codec: Codec, frames: Frames, *rest: int) -> torch.Tensor:
+            encoded.append((int(frames[0, 0, 0, 0]), what))
+            return original(codec, frames, *rest)
+
+        original = getattr(latent_cache, what)
+        return encode
+
+    for what in ("_episode", "_stills"):
+        monkeypatch.setattr(latent_cache, what, counted(what))
     log, folder = RunLog(tmp_path, plain=True), tmp_path / "latents"
-    episodes = [replace(make_episode(number, 16), seed=number) for number in range(3)]
-    config = ConvCodecConfig(channels=3, frame_width=8, group_width=16, blocks=1)
-    codec = ConvCodec(config)
+    episodes = [make_episode(number, 16) for number in range(3)]
+    for number, episode in enumerate(episodes):
+        episode.frames_THWC[0, 0, 0] = number
+    codec = write_codec(tmp_path / "codec.safetensors")
 
-    first = LatentEpisodes(episodes[:2], codec, log, still=True, folder=folder)
-    assert encoded == [(0, 4), (0, 1), (1, 4), (1, 1)]
+    still = ContextConfig(memory_frames=1)
+    first = LatentEpisodes(episodes[:2], codec, log, still, 8, folder=folder)
+    assert encoded == [(0, "_episode"), (0, "_stills"), (1, "_episode"), (1, "_stills")]
     encoded.clear()
-    more = LatentEpisodes(episodes, codec, log, folder=folder)
-    assert encoded == [(2, 4)], "the others are known, whatever the order or company"
-    assert torch.equal(more.groups_NChw[: len(first.groups_NChw)], first.groups_NChw)
-    assert torch.equal(more.groups_NChw, LatentEpisodes(episodes, codec, log).groups_NChw)
+    more = LatentEpisodes(episodes, codec, log, ContextConfig(), 8, folder=folder)
+    assert encoded == [(2, "_episode")], "the others are known, whatever the order or company"
+    assert torch.equal(more.latents_NChw[: len(first.latents_NChw)], first.latents_NChw)
+    assert torch.equal(more.latents_NChw, LatentEpisodes(episodes, codec, log, ContextConfig(), 8).latents_NChw)
     encoded.clear()
     changed = replace(episodes[0], frames_THWC=255 - episodes[0].frames_THWC)
-    LatentEpisodes([changed], codec, log, folder=folder)
-    LatentEpisodes(episodes[:1], ConvCodec(config), log, folder=folder)
-    assert encoded == [(0, 4), (0, 4)], "other frames and another codec have latents of their own"
+    LatentEpisodes([changed], codec, log, ContextConfig(), 8, folder=folder)
+    other = write_codec(tmp_path / "other.safetensors", seed=1)
+    LatentEpisodes(episodes[:1], other, log, ContextConfig(), 8, folder=folder)
+    assert encoded == [(255, "_episode"), (0, "_episode")], "other frames and another codec have latents of their own"
 
 
 def test_damaged_latents_are_named(tmp_path: Path) -> None:
-    codec = ConvCodec(ConvCodecConfig(channels=3, frame_width=8, group_width=16, blocks=1))
+    codec = write_codec(tmp_path / "codec.safetensors")
     log, episodes = RunLog(tmp_path, plain=True), [make_episode(0, 16)]
-    LatentEpisodes(episodes, codec, log, folder=tmp_path / "latents")
+    LatentEpisodes(episodes, codec, log, ContextConfig(), 8, folder=tmp_path / "latents")
     (path,) = (tmp_path / "latents").glob("*/*.safetensors")
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UserError, match=f"{path.name}: expected a complete safetensors file"):
-        LatentEpisodes(episodes, codec, log, folder=tmp_path / "latents")
+        LatentEpisodes(episodes, codec, log, ContextConfig(), 8, folder=tmp_path / "latents")

@@ -1,5 +1,6 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,9 +27,11 @@ class Echo:
     """A world model whose latents are the action that led to the last frame of each group."""
 
     chunk_length, context, device = 8, ContextConfig(), torch.device("cpu")
+    codec = SimpleNamespace(stride=1)
     layout = layout(ContextConfig(), 8)
 
-    def start(self, starts):
+    def start(self, starts, *, frames):
+        assert not frames, "nobody looks"
         return State(torch.arange(len(starts)))
 
     def noise_shape(self, state):
@@ -90,3 +93,10 @@ def test_no_more_is_imagined_than_is_drawn(tmp_path: Path, monkeypatch: pytest.M
     assert len(latents_NChw) == len(some) <= 12 < len(everything), "three stretches of four groups"
     assert set(some) < set(everything)
     assert len({episode for episode, _ in some}) > 1, "not the first ones"
+
+
+def test_stretches_begin_where_the_codec_has_latents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Echo, "codec", SimpleNamespace(stride=4))
+    episodes = [make_episode(number, 48) for number in range(10)]
+    _, places = imagine_groups(Echo(), episodes, draws=1000, seed=0, log=RunLog(tmp_path, plain=True))
+    assert {end % 8 for _, end in places} == {0, 4}

@@ -52,20 +52,21 @@ class WindowIndex:
     """Draws windows (episode, t) from recorded episodes, weighted as `config` says.
 
     `steps` holds (actions_TA, success_T) per episode, as `EpisodeStore.steps` returns them. A window is drawn where
-    its new frames exist: t + H <= T. Raises UserError where no episode has so many steps.
+    its new frames exist: t + H <= T; and at multiples of `stride` alone. Raises UserError where no episode has so many
+    steps.
     """
 
     def __init__(
-        self, steps: Sequence[tuple[Actions, NDArray[np.bool_]]], *, horizon: int, config: WindowConfig
+        self, steps: Sequence[tuple[Actions, NDArray[np.bool_]]], *, horizon: int, config: WindowConfig, stride: int = 1
     ) -> None:
         self.horizon = horizon
         self.config = config
-        weights = [window_weights(actions_TA, success_T, horizon, config) for actions_TA, success_T in steps]
+        weights = [window_weights(actions_TA, success_T, horizon, config)[::stride] for actions_TA, success_T in steps]
         counts = [len(weights_W) for weights_W in weights]
         if not sum(counts):
             raise UserError(f"episodes: expected at least one of {horizon} steps or more, found {len(steps)} shorter")
         self.episode_W = np.repeat(np.arange(len(steps)), counts)
-        self.t_W = np.concatenate([np.arange(count) for count in counts])
+        self.t_W = stride * np.concatenate([np.arange(count) for count in counts])
         self.weight_W = np.concatenate(weights)
         self._cumulative_W = np.cumsum(self.weight_W)
 

@@ -8,17 +8,22 @@ Refinement writes newer files under `refine/round_N`; the newest serve.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from gymnasium.vector import AutoresetMode
 
+from wovr.codec.base import Codec
 from wovr.codec.conv import ConvCodec, ConvCodecConfig
+from wovr.codec.wan import WanCodec, WanCodecConfig
+from wovr.codec.wan_weights import load_wan_codec
 from wovr.core.checkpoint import load_model, read_header, save_model
 from wovr.core.config import Config, validate
-from wovr.core.dist import Precision
+from wovr.core.dist import Precision, precision
 from wovr.core.errors import UserError
 from wovr.dit.context import FRAMES_PER_LATENT, ContextConfig, layout
 from wovr.dit.model import ActionDiT, DiTConfig
@@ -35,6 +40,9 @@ WORLD_CODEC = Path("world_model/codec.safetensors")
 DIT = Path("world_model/dit.safetensors")
 REWARD = Path("reward/classifier.safetensors")
 BANK = Path("keyframes/bank.safetensors")
+
+CONV, WAN = "conv", "wan"
+"""`codec` in the header of a codec's file; a file without it is a convolutional one."""
 
 C = TypeVar("C", bound=Config)
 
@@ -74,9 +82,42 @@ def load_dit(path: Path) -> tuple[ActionDiT, ContextConfig, FlowConfig]:
     return load_model(path, DiTConfig, lambda config: ActionDiT(config, window)), context, flow
 
 
-def load_codec(path: Path) -> ConvCodec:
-    """The convolutional codec in a file."""
+def save_codec(path: Path, codec: ConvCodec | WanCodec) -> None:
+    """Write the codec, and which kind it is."""
+    save_model(path, codec, codec.config, codec=WAN if isinstance(codec, WanCodec) else CONV)
+
+
+def load_codec(path: Path) -> ConvCodec | WanCodec:
+    """Read what `save_codec` wrote. UserError where the file is missing, damaged or something else."""
+    header = read_header(path)
+    if header.get("codec") == WAN:
+        return load_wan_codec(path, _part(path, header, "config", WanCodecConfig))
     return load_model(path, ConvCodecConfig, ConvCodec)
+
+
+class StoredCodec:
+    """A codec on disk. What a training on latents that are kept asks of it is in the header; weights are read late."""
+
+    def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
+        header = read_header(path)
+        self.path, self.device = path, device
+        if header.get("codec") == WAN:
+            self.stride, self.channels = WanCodec.stride, _part(path, header, "config", WanCodecConfig).channels
+        else:
+            self.stride, self.channels = ConvCodec.stride, _part(path, header, "config", ConvCodecConfig).channels
+
+    @cached_property
+    def codec(self) -> Codec:
+        """Ready for inference; read when it is first asked for."""
+        return for_inference(load_codec(self.path)).to(self.device)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the file and of the precision of inference: codecs of equal digest give equal latents."""
+        with self.path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256")
+        found.update(precision().encode())
+        return found.hexdigest()[:32]
 
 
 def load_world_model(

@@ -1,8 +1,10 @@
 """The world model as a simulator: codec, ActionDiT and Euler solver make one chunk (4.1).
 
 The context lives as latents. A start is encoded once; after that the memory is the model's own last latents, so that
-nothing is encoded twice and only new latents are decoded. The one exception is the ablation `memory_frames = 1`, whose
-still latent of the current frame no chunk contains: it is encoded from the last decoded frame.
+nothing is encoded twice and only new latents are decoded. Where frames depend on earlier latents, reference, memory and
+all that follows are decoded as one stream. The one exception is the ablation `memory_frames = 1`, whose still latent of
+the current frame no chunk contains: it is encoded from the last decoded frame, and the decoder's stream begins with the
+reference and four frames that stand still at the current one.
 
 Legend: B trajectories, U unique starts, L latent frames, C latent channels, h w latent height and width, H chunk
 length, M memory frames, T actions of a window (1 + M + H), A action dims; images are height x width x 3.
@@ -19,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wovr.codec.base import Codec
+from wovr.codec.base import Codec, DecoderState
 from wovr.core.dist import Precision, precision
 from wovr.core.errors import UserError
 from wovr.core.types import StartState, no_motion
@@ -47,6 +49,8 @@ class ImaginedState:
     memory_BLChw: Tensor
     memory_actions_BMA: Tensor
     """The actions that produced the memory frames."""
+    decoder: DecoderState | None
+    """After the memory latents; none where frames are not asked for."""
 
     def __len__(self) -> int:
         return len(self.memory_BLChw)
@@ -54,14 +58,23 @@ class ImaginedState:
     def select(self, rows: Rows) -> ImaginedState:
         """These trajectories alone, in this order."""
         index = torch.as_tensor(rows, dtype=torch.int64, device=self.memory_BLChw.device)
-        return ImaginedState(self.reference_BLChw[index], self.memory_BLChw[index], self.memory_actions_BMA[index])
+        return ImaginedState(
+            self.reference_BLChw[index],
+            self.memory_BLChw[index],
+            self.memory_actions_BMA[index],
+            None if self.decoder is None else tuple(kept[index] for kept in self.decoder),
+        )
 
     def join(self, other: ImaginedState) -> ImaginedState:
         """These trajectories and, after them, those of `other`."""
+        assert (self.decoder is None) == (other.decoder is None)
         return ImaginedState(
             torch.cat([self.reference_BLChw, other.reference_BLChw]),
             torch.cat([self.memory_BLChw, other.memory_BLChw]),
             torch.cat([self.memory_actions_BMA, other.memory_actions_BMA]),
+            None
+            if self.decoder is None or other.decoder is None
+            else tuple(map(torch.cat, zip(self.decoder, other.decoder, strict=True))),
         )
 
 
@@ -79,24 +92,23 @@ class WorldModel:
         return self.codec.device
 
     @torch.no_grad()
-    def start(self, starts: Sequence[StartState]) -> ImaginedState:
+    def start(self, starts: Sequence[StartState], *, frames: bool = True) -> ImaginedState:
         """Encode start states. A start that several trajectories share, as a GRPO group does, is encoded once.
 
-        Raises UserError where memory or actions do not fit the model.
+        Without `frames` the decoder is left out, and the state is for `imagine` and `advance` alone. Raises UserError
+        where memory or actions do not fit the model.
         """
         unique = {id(start): start for start in starts}
         rank = {key: row for row, key in enumerate(unique)}
         for start in unique.values():
             self._check(start)
-        frames = [np.concatenate([start.reference_HWC[None], start.memory_MHWC]) for start in unique.values()]
-        frames_UTHWC = torch.from_numpy(np.stack(frames)).to(self.device)
-        if self.context.memory_frames == 1:
-            latents_ULChw = self.codec.encode(frames_UTHWC.flatten(0, 1)[:, None]).unflatten(0, (-1, 2)).squeeze(2)
-        else:
-            latents_ULChw = self.codec.encode(frames_UTHWC)
+        seen = [np.concatenate([start.reference_HWC[None], start.memory_MHWC]) for start in unique.values()]
+        frames_UTHWC = torch.from_numpy(np.stack(seen)).to(self.device)
+        latents_ULChw, stream_ULChw = self._encode(frames_UTHWC)
         actions_UMA = torch.from_numpy(np.stack([start.memory_actions_MA for start in unique.values()]))
         anchors = int(self.context.reference)
-        state = ImaginedState(latents_ULChw[:, :anchors], latents_ULChw[:, 1:], actions_UMA.to(self.device))
+        decoder = self.codec.start(stream_ULChw) if frames or self.context.memory_frames == 1 else None
+        state = ImaginedState(latents_ULChw[:, :anchors], latents_ULChw[:, 1:], actions_UMA.to(self.device), decoder)
         return state.select([rank[id(start)] for start in starts])
 
     @torch.no_grad()
@@ -104,9 +116,10 @@ class WorldModel:
         self, state: ImaginedState, actions_BHA: Tensor, noise_BLChw: Tensor
     ) -> tuple[Tensor, Tensor, ImaginedState]:
         """Imagine one chunk: (new latents (B, L, C, h, w), new frames (B, H, height, width, 3) uint8, next state)."""
+        assert state.decoder is not None, "started without frames"
         new_BLChw = self.imagine(state, actions_BHA, noise_BLChw)
-        frames_BHHWC = self.codec.decode(new_BLChw)
-        return new_BLChw, frames_BHHWC, self.advance(state, actions_BHA, new_BLChw, frames_BHHWC)
+        frames_BHHWC, decoder = self.codec.decode(new_BLChw, state.decoder)
+        return new_BLChw, frames_BHHWC, self._next(state, actions_BHA, new_BLChw, frames_BHHWC, decoder)
 
     @torch.no_grad()
     def imagine(self, state: ImaginedState, actions_BHA: Tensor, noise_BLChw: Tensor) -> Tensor:
@@ -125,18 +138,37 @@ class WorldModel:
         return euler(velocity, noise_BLChw, solver_sigmas(self.flow))
 
     @torch.no_grad()
-    def advance(
-        self, state: ImaginedState, actions_BHA: Tensor, new_BLChw: Tensor, frames_BHHWC: Tensor | None = None
+    def advance(self, state: ImaginedState, actions_BHA: Tensor, new_BLChw: Tensor) -> ImaginedState:
+        """The state after a chunk. Its frames are decoded only where the state has a decoder, which must follow."""
+        if state.decoder is None:
+            return self._next(state, actions_BHA, new_BLChw, None, None)
+        return self._next(state, actions_BHA, new_BLChw, *self.codec.decode(new_BLChw, state.decoder))
+
+    def _next(
+        self,
+        state: ImaginedState,
+        actions_BHA: Tensor,
+        new_BLChw: Tensor,
+        frames_BHHWC: Tensor | None,
+        decoder: DecoderState | None,
     ) -> ImaginedState:
-        """The state after a chunk. Its frames are needed for a memory of one frame alone, and decoded if not given."""
         actions_BMA = torch.cat([state.memory_actions_BMA, actions_BHA], dim=1)[:, -self.context.memory_frames :]
         if self.context.memory_frames == 1:
-            frames_BHHWC = self.codec.decode(new_BLChw) if frames_BHHWC is None else frames_BHHWC
+            assert frames_BHHWC is not None
             memory_BLChw = self.codec.encode(frames_BHHWC[:, -1:])
         else:
             latents = state.memory_BLChw.shape[1]
             memory_BLChw = torch.cat([state.memory_BLChw, new_BLChw], dim=1)[:, -latents:]
-        return ImaginedState(state.reference_BLChw, memory_BLChw, actions_BMA)
+        return ImaginedState(state.reference_BLChw, memory_BLChw, actions_BMA, decoder)
+
+    def _encode(self, frames_UTHWC: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents of [reference, memory] as the network sees them, and those that the decoder's stream starts with."""
+        if self.context.memory_frames > 1:
+            stream_ULChw = self.codec.encode(frames_UTHWC)
+            return stream_ULChw, stream_ULChw
+        latents_ULChw = self.codec.encode(frames_UTHWC.flatten(0, 1)[:, None]).unflatten(0, (-1, 2)).squeeze(2)
+        still_UTHWC = frames_UTHWC[:, 1:].expand(-1, FRAMES_PER_LATENT, -1, -1, -1)
+        return latents_ULChw, self.codec.encode(torch.cat([frames_UTHWC[:, :1], still_UTHWC], dim=1))
 
     def noise_shape(self, state: ImaginedState) -> tuple[int, ...]:
         """(L, C, h, w), the noise that one trajectory needs for a chunk."""

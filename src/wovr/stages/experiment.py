@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from wovr.codec.conv import CodecDataConfig, ConvCodecConfig
+from wovr.codec.wan import WanCodecConfig
 from wovr.core.config import Config
 from wovr.core.dist import Dist
 from wovr.core.log import RunLog
@@ -71,6 +72,9 @@ class CodecStageConfig(Config):
 
     pretrained: Path | None = None
     """File to start from; relative paths are looked up beside the config and in the repository's `data/`."""
+    wan: WanCodecConfig | None = None
+    """Wan's VAE instead of the convolutional codec; `{}` is Wan2.2's. `pretrained` is then `Wan2.2_VAE.pth`, or a
+    folder or file of diffusers, and there is nothing to train."""
     model: ConvCodecConfig = ConvCodecConfig()
     """Of a codec from scratch."""
     data: CodecDataConfig = CodecDataConfig()
@@ -81,6 +85,8 @@ class CodecStageConfig(Config):
     def _has_weights(self) -> Self:
         if self.pretrained is None and self.train is None:
             raise ValueError("expected pretrained weights, or train settings for a codec from scratch")
+        if self.wan is not None and (self.pretrained is None or self.train is not None):
+            raise ValueError("wan: expected pretrained weights and train=null, since Wan's VAE is not trained here")
         return self
 
 
@@ -234,6 +240,14 @@ class Experiment(Config):
     refine: RefineConfig = RefineConfig()
     eval: EvalConfig = EvalConfig()
     world_model_eval: WorldModelEvalConfig = WorldModelEvalConfig()
+
+    @field_validator("decoder")
+    @classmethod
+    def _wan_stays_as_it_is(cls, decoder: DecoderStageConfig, info: ValidationInfo) -> DecoderStageConfig:
+        codec: CodecStageConfig | None = info.data.get("codec")
+        if codec is not None and codec.wan is not None and decoder.train is not None:
+            raise ValueError("expected train=null with `codec.wan`, since Wan's VAE is not trained here")
+        return decoder
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,11 @@ from pathlib import Path
 
 from torch import nn
 
-from wovr.codec.conv import ConvCodec
 from wovr.core.dist import Dist, Precision
 from wovr.core.log import RunLog
 from wovr.core.train import TrainConfig, fit
 from wovr.dit.model import ActionDiT
-from wovr.imagine.load import load_dit, save_dit
+from wovr.imagine.load import StoredCodec, load_dit, save_dit
 from wovr.imagine.world_model import WorldModel, for_inference
 from wovr.stages.experiment import WorldTrainingConfig
 from wovr.stages.imagined_groups import imagine_groups
@@ -28,7 +27,7 @@ class WorldTraining:
     """One way to fit networks to one set of episodes: pretraining, training and refinement differ in both."""
 
     config: WorldTrainingConfig
-    codec: ConvCodec
+    codec: StoredCodec
     data: LatentEpisodes
     seed: int
     dist: Dist
@@ -73,14 +72,14 @@ class WorldTraining:
         dit.checkpointing = config.checkpointing
         memory: OwnMemory | None = None
         if own:
-            model = WorldModel(self.codec, for_inference(dit), config.context, config.flow)
+            codec = self.codec.codec
+            model = WorldModel(codec, for_inference(dit).to(codec.device), config.context, config.flow)
             draws = settings.steps * round(own * settings.batch_size)
             groups = imagine_groups(model, self.data.episodes, draws=draws, seed=self.seed, log=self.log)
             memory = OwnMemory(*groups, own)
         batches = WorldBatches(
             self.data,
             config.windows,
-            config.context,
             window,
             batch_size=settings.batch_size,
             copies=config.loss.copies,

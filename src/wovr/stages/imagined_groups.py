@@ -33,11 +33,12 @@ def imagine_groups(
 ) -> tuple[Tensor, list[tuple[int, int]]]:
     """Latents (N, C, h, w), float32, and of each the (episode, last frame) that it stands for.
 
-    Stretches of `CHUNKS` chunks follow each other through every episode; where these are more groups than a training
-    draws, a random part of them is imagined. Raises UserError where no episode holds a chunk.
+    Stretches of `CHUNKS` chunks follow each other through every episode, beginning where the codec has latents of true
+    frames; where these are more groups than a training draws, a random part of them is imagined. Raises UserError where
+    no episode holds a chunk.
     """
-    H, rng = model.chunk_length, stream(seed, "imagined-groups")
-    offset_E = rng.integers(0, H, len(episodes))
+    H, stride, rng = model.chunk_length, model.codec.stride, stream(seed, "imagined-groups")
+    offset_E = stride * rng.integers(0, H // stride, len(episodes))
     starts = [
         (e, step)
         for e, episode in enumerate(episodes)
@@ -67,7 +68,7 @@ def _imagine(
 ) -> None:
     """Append the groups of up to `CHUNKS` chunks from each (episode, step)."""
     H, memory = model.chunk_length, model.context.memory_frames
-    state = model.start([start_state(episodes[e], "", t, "", memory) for e, t in rows])
+    state = model.start([start_state(episodes[e], "", t, "", memory) for e, t in rows], frames=False)
     for chunk in range(CHUNKS):
         going = [row for row, (e, t) in enumerate(rows) if t + H * (chunk + 1) <= len(episodes[e])]
         if not going:

@@ -1,10 +1,13 @@
 """Training data of the world model: episodes as latents in memory, and the loss of Eq. 7 on windows of them.
 
-Every frame index e of an episode has a group latent G[e], the code of the four frames that end at e (none before
-o_0). One array then serves every window: reference G[0], memory G[t], new G[t + 4] and G[t + 8].
+One array of latents per episode serves every window: reference G[0], memory G[t], new G[t + 4] and G[t + 8], where G[e]
+is the latent of the four frames that end at e. The embedded codec has one for every e, and before o_0 nothing moves:
+G[e] = G[0]. Wan's codec reads an episode as one stream, so that e and t are multiples of four, and what stands still at
+o_0 has latents of its own, which depend on how long it has stood still: where e <= 0, position p of a window, counted
+from the reference, holds the p-th latent of such a stream, as a rollout that starts there has it.
 
-Legend: E episodes, N frames of all episodes, B batch, L latent frames of a window, C latent channels, h w latent
-height and width, T actions of a window, A action dims, K chunks of a window, R noised copies of the windows of a
+Legend: E episodes, N latents or frames of all episodes, B batch, L latent frames of a window, C latent channels, h w
+latent height and width, T actions of a window, A action dims, K chunks of a window, R noised copies of the windows of a
 batch, N new latents, M own memories, S windows of a batch that stand on one.
 """
 
@@ -21,18 +24,18 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from wovr.codec.conv import ConvCodec
 from wovr.core.config import Config
 from wovr.core.errors import UserError
 from wovr.core.log import RunLog
 from wovr.core.seed import normal, stream
 from wovr.core.types import Episode, no_motion
 from wovr.core.weights import LossFn
-from wovr.dit.context import FRAMES_PER_LATENT, ContextConfig, Layout, memory_sigmas, noised_window
+from wovr.dit.context import FRAMES_PER_LATENT, ContextConfig, Layout, layout, memory_sigmas, noised_window
 from wovr.dit.model import ActionDiT
 from wovr.episodes.windows import WindowConfig, WindowIndex, memory_indices
 from wovr.flow.loss import velocity_loss
 from wovr.flow.schedule import FlowConfig, train_sigmas, train_weights
+from wovr.imagine.load import StoredCodec
 from wovr.stages.latent_cache import LatentCache
 
 
@@ -65,57 +68,63 @@ def check_fit(dit: ActionDiT, channels: int, loss: WorldLossConfig) -> None:
 
 
 class LatentEpisodes:
-    """All episodes of a training set, encoded once; bf16, 1.5 kB per 64 x 64 frame."""
+    """All episodes of a training set, encoded once; bf16, 1.5 kB per 64 x 64 frame, Wan's 6.1 kB per 256 x 256 one."""
 
     def __init__(
         self,
         episodes: Sequence[Episode],
-        codec: ConvCodec,
+        codec: StoredCodec,
         log: RunLog,
+        context: ContextConfig,
+        horizon: int,
         *,
-        still: bool = False,
         folder: Path | None = None,
     ) -> None:
-        """`still` also encodes every frame as a still latent, which a memory of one frame needs.
+        """For windows of this context and `horizon` new frames.
 
         Latents are kept in `folder`, and read from there if they were encoded before.
         """
         cache = LatentCache(codec, folder)
-        self.episodes = episodes
+        self.episodes, self.context, self.horizon, self.stride = episodes, context, horizon, codec.stride
         self.steps = [(episode.actions_TA, episode.success_T) for episode in episodes]
         self.start_E = np.cumsum([0] + [len(episode) + 1 for episode in episodes[:-1]])
-        groups, stills = [], []
+        """The first frame of each episode among those of all."""
+        place_L = np.arange(layout(context, horizon).frames) + (0 if context.reference else 1)
+        self.before = 0 if codec.stride == 1 else int(place_L[-1])
+        """Latents of standing still at o_0, which lie between G[0] and what follows."""
+        self._place_L = np.delete(place_L, int(context.reference)) if context.memory_frames == 1 else place_L
+        latents, stills = [], []
         with log.progress("encode episodes", len(episodes)) as bar:
             for episode in episodes:
-                groups.append(cache.latents(episode, FRAMES_PER_LATENT))
-                stills += [cache.latents(episode, 1)] if still else []
+                latents.append(cache.episode(episode, self.before))
+                stills += [cache.stills(episode)] if context.memory_frames == 1 else []
                 bar.advance()
-        self.groups_NChw = torch.cat(groups)
-        self.stills_NChw = torch.cat(stills) if still else None
+        self.latents_NChw = torch.cat(latents)
+        self.latent_E = np.cumsum([0] + [len(part) for part in latents[:-1]])
+        self.stills_NChw = torch.cat(stills) if stills else None
+        self.still_E = np.cumsum([0] + [len(part) for part in stills[:-1]])
         rest_1A = no_motion(episodes[0].actions_TA.shape[1])[None]
         produced = [row for episode in episodes for row in (rest_1A, episode.actions_TA)]
         self.produced_NA = torch.from_numpy(np.concatenate(produced))
         """The action that produced each frame."""
 
-    def windows(
-        self, episode_B: NDArray[np.int64], t_B: NDArray[np.int64], context: ContextConfig, horizon: int
-    ) -> tuple[Tensor, Tensor]:
+    def windows(self, episode_B: NDArray[np.int64], t_B: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Latents (B, L, C, h, w), float32, and actions (B, T, A) of windows [reference, memory, new] at t."""
-        new_BF = memory_indices(t_B + horizon, horizon)
-        memory_BF = memory_indices(t_B, context.memory_frames)
-        zero_B1 = np.zeros((len(t_B), int(context.reference)), dtype=np.int64)
-        base_B1 = self.start_E[episode_B][:, None]
+        new_BF = memory_indices(t_B + self.horizon, self.horizon)
+        memory_BF = memory_indices(t_B, self.context.memory_frames)
+        zero_B1 = np.zeros((len(t_B), int(self.context.reference)), dtype=np.int64)
         frame_BT = np.concatenate([zero_B1, memory_BF, new_BF], axis=1)
-        stills = context.memory_frames == 1
-        ends_BL = [zero_B1, *([] if stills else [memory_BF[:, FRAMES_PER_LATENT - 1 :: FRAMES_PER_LATENT]])]
-        ends_BL.append(new_BF[:, FRAMES_PER_LATENT - 1 :: FRAMES_PER_LATENT])
-        latents_BLChw = self.groups_NChw[torch.from_numpy(base_B1 + np.concatenate(ends_BL, axis=1))]
-        if stills:
-            assert self.stills_NChw is not None, "encoded without still latents"
-            memory_B1Chw = self.stills_NChw[torch.from_numpy(base_B1 + memory_BF)]
-            anchor = int(context.reference)
+        actions_BTA = self.produced_NA[torch.from_numpy(self.start_E[episode_B][:, None] + frame_BT)]
+        groups = slice(FRAMES_PER_LATENT - 1, None, FRAMES_PER_LATENT)  # a memory of one frame has none
+        end_BL = np.concatenate([zero_B1, memory_BF[:, groups], new_BF[:, groups]], axis=1)
+        index_BL = np.where(end_BL > 0, self.before + end_BL // self.stride, np.minimum(self._place_L, self.before))
+        latents_BLChw = self.latents_NChw[torch.from_numpy(self.latent_E[episode_B][:, None] + index_BL)]
+        if self.stills_NChw is not None:
+            still_B1 = self.still_E[episode_B][:, None] + memory_BF // self.stride
+            memory_B1Chw = self.stills_NChw[torch.from_numpy(still_B1)]
+            anchor = int(self.context.reference)
             latents_BLChw = torch.cat([latents_BLChw[:, :anchor], memory_B1Chw, latents_BLChw[:, anchor:]], dim=1)
-        return latents_BLChw.float(), self.produced_NA[torch.from_numpy(base_B1 + frame_BT)]
+        return latents_BLChw.float(), actions_BTA
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +152,6 @@ class WorldBatches:
         self,
         data: LatentEpisodes,
         windows: WindowConfig,
-        context: ContextConfig,
         layout: Layout,
         *,
         batch_size: int,
@@ -151,10 +159,10 @@ class WorldBatches:
         seed: int,
         own: OwnMemory | None = None,
     ) -> None:
-        self.data, self.context, self.batch_size, self.seed = data, context, batch_size, seed
+        assert data.horizon == FRAMES_PER_LATENT * layout.new
+        self.data, self.batch_size, self.seed = data, batch_size, seed
         self.noise_frames = layout.context + copies * layout.new
-        self.horizon = FRAMES_PER_LATENT * layout.new
-        self.index = WindowIndex(data.steps, horizon=self.horizon, config=windows)
+        self.index = WindowIndex(data.steps, horizon=data.horizon, config=windows, stride=data.stride)
         self.layout, self.own = layout, own
         self.own_p_M = None if own is None else self._probabilities(own.place_M)
 
@@ -164,7 +172,7 @@ class WorldBatches:
         rng = stream(self.seed, f"{phase}-windows", step)
         place_B = self.index.draw(rng, self.batch_size)
         if self.own is None:
-            latents_BLChw, actions_BTA = self.data.windows(*place_B, self.context, self.horizon)
+            latents_BLChw, actions_BTA = self.data.windows(*place_B)
         else:
             latents_BLChw, actions_BTA = self._with_own_memories(self.own, rng, *place_B)
         noise_shape = (self.batch_size, self.noise_frames, *latents_BLChw.shape[2:])
@@ -183,7 +191,7 @@ class WorldBatches:
         own_S = rng.choice(len(own.place_M), round(own.share * self.batch_size), p=self.own_p_M)
         S = len(own_S)
         episode_B[:S], t_B[:S] = np.asarray(own.place_M)[own_S].T
-        latents_BLChw, actions_BTA = self.data.windows(episode_B, t_B, self.context, self.horizon)
+        latents_BLChw, actions_BTA = self.data.windows(episode_B, t_B)
         latents_BLChw[:S, self.layout.context - 1] = own.latents_MChw[torch.from_numpy(own_S)]
         return latents_BLChw, actions_BTA
 
@@ -193,7 +201,7 @@ class WorldBatches:
         weight = dict(zip(places, self.index.weight_W.tolist(), strict=True))
         weight_M = np.array([weight.get(place, 0.0) for place in place_M])
         if not weight_M.any():
-            raise UserError(f"own_memory: expected episodes of more than {self.horizon} steps, found none")
+            raise UserError(f"own_memory: expected episodes of more than {self.data.horizon} steps, found none")
         return weight_M / weight_M.sum()
 
 

@@ -91,6 +91,7 @@ def open_workplace(
     A new run looks for its pretrained files and for those of its metrics first, and does not find out an hour later
     that one is missing. Among several processes rank 0 alone writes the folder.
     """
+    from wovr.codec.wan_weights import check_wan_codec
     from wovr.core.checkpoint import read_header
     from wovr.core.dist import Dist
     from wovr.core.log import RunLog
@@ -100,7 +101,11 @@ def open_workplace(
 
     dist = dist or Dist()
     if not path.exists():
-        for pretrained in filter(None, (experiment.codec.pretrained, experiment.world_model.pretrained)):
+        codec, dit = experiment.codec.pretrained, experiment.world_model.pretrained
+        if codec is not None and experiment.codec.wan is not None:
+            check_wan_codec(codec, experiment.codec.wan)
+            codec = None
+        for pretrained in filter(None, (codec, dit)):
             for file in sorted(pretrained.glob("*.safetensors")) or [pretrained]:  # a folder of shards, or a file
                 read_header(file)
         find_files(experiment.world_model_eval.metrics, experiment.world_model_eval.weights)

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from wovr.codec.conv import CodecDataConfig, ConvCodec, ConvCodecConfig
-from wovr.core.checkpoint import save_model, write_json
+from wovr.core.checkpoint import write_json
 from wovr.core.dist import Dist
 from wovr.core.log import RunLog
 from wovr.core.seed import seed_everything
@@ -22,7 +22,7 @@ from wovr.core.train import TrainConfig
 from wovr.core.types import no_motion
 from wovr.dit.context import layout
 from wovr.dit.model import ActionDiT, DiTConfig
-from wovr.imagine.load import load_codec
+from wovr.imagine.load import StoredCodec, save_codec
 from wovr.imagine.world_model import for_inference
 from wovr.stages.experiment import WorldTrainingConfig
 from wovr.stages.fit_world import WorldTraining
@@ -88,10 +88,10 @@ def run(config: PretrainConfig, folder: Path, log: RunLog, dist: Dist) -> None:
             log=log,
             dist=dist,
         )
-        save_model(codec_path, for_inference(codec, "bf16"), config.codec)
-    codec = for_inference(load_codec(codec_path))
-    data = LatentEpisodes(episodes, codec, log, still=config.context.memory_frames == 1)
-    WorldTraining(config, codec, data, config.seed, dist, log, precision="bf16").run(dit, dit_path)
+        save_codec(codec_path, for_inference(codec, "bf16"))
+    stored = StoredCodec(codec_path, dist.device)
+    data = LatentEpisodes(episodes, stored, log, config.context, CHUNK * config.loss.chunks)
+    WorldTraining(config, stored, data, config.seed, dist, log, precision="bf16").run(dit, dit_path)
     write_json(folder / "card.json", _card(config, [codec_path, dit_path]))
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wovr.core.train import TrainConfig
-from wovr.imagine.load import BANK, CODEC, DIT, REWARD, WORLD_CODEC, load_codec, load_dit, load_reward, newest
-from wovr.imagine.world_model import for_inference
+from wovr.imagine.load import BANK, CODEC, DIT, REWARD, WORLD_CODEC, StoredCodec, load_dit, load_reward, newest
 from wovr.kir.bank import KeyframeBank
 from wovr.stages import keyframes
 from wovr.stages.data import names_of, refine_purpose, split
@@ -81,13 +80,13 @@ def _refine_models(place: Workplace, number: int, before: Path, folder: Path) ->
     config = place.experiment
     rate = config.refine.rate
     train, held = place.training_data(rounds=number)
-    codec = for_inference(load_codec(place.run.path / CODEC))
+    codec = StoredCodec(place.run.path / CODEC, place.dist.device)
     summary: dict[str, Any] = {}
     if not (folder / DIT).is_file():
         summary["reward"] = train_reward(
             place,
             load_reward(before / REWARD).train().requires_grad_(True),
-            codec,
+            codec.codec,
             train,
             [episode for _, episode in held],
             _gentler(config.reward.train, config.refine.reward_steps, rate),
@@ -99,11 +98,11 @@ def _refine_models(place: Workplace, number: int, before: Path, folder: Path) ->
             dit,
             _gentler(config.world_model.train, config.refine.world_steps, rate),
             folder / DIT,
-            validator(place, codec, load_reward(folder / REWARD), held),
+            validator(place, codec, load_reward(folder / REWARD, place.dist.device), held),
             own=own.share if own else 0.0,
         )
     decoder = config.decoder.train and _gentler(config.decoder.train, config.refine.decoder_steps, rate)
-    summary["decoder"] = train_decoder(place, load_codec(before / WORLD_CODEC), folder, train, held, decoder)
+    summary["decoder"] = train_decoder(place, before / WORLD_CODEC, folder, train, held, decoder)
     return summary
 
 

@@ -1,4 +1,4 @@
-"""Make the codec of a run: the pretrained one, trained further or not, or one from scratch."""
+"""Make the codec of a run: the pretrained one, trained further or not, one from scratch, or Wan's, converted."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from typing import Any
 
 import torch
 
+from wovr.codec.base import Codec
 from wovr.codec.conv import CodecBatches, CodecDataConfig, ConvCodec, codec_loss
-from wovr.core.checkpoint import save_model
+from wovr.codec.wan import WanCodec
+from wovr.codec.wan_weights import load_wan_codec
 from wovr.core.dist import Dist
+from wovr.core.errors import UserError
 from wovr.core.log import RunLog
 from wovr.core.seed import seed_everything
 from wovr.core.train import TrainConfig, fit
 from wovr.core.types import Frames
-from wovr.imagine.load import CODEC, load_codec
+from wovr.imagine.load import CODEC, load_codec, save_codec
+from wovr.imagine.world_model import for_inference
 from wovr.metrics.video import psnr
-from wovr.stages.experiment import Workplace
+from wovr.stages.experiment import CodecStageConfig, Workplace
 
 CALIBRATION_BATCHES = 8
 
@@ -26,20 +30,34 @@ def run(place: Workplace) -> dict[str, Any]:
     config = place.experiment.codec
     train, held = place.training_data()
     seed_everything(place.experiment.seed)
-    codec = load_codec(config.pretrained) if config.pretrained else ConvCodec(config.model)
-    if config.train:
-        codec = fit_codec(
-            codec,
-            [episode.frames_THWC for episode in train],
-            config.data,
-            config.train,
-            seed=place.experiment.seed,
-            folder=place.run.folder("codec"),
-            log=place.log,
-            dist=place.dist,
-        )
-    place.dist.on_main(lambda: save_model(place.run.path / CODEC, codec, codec.config))
-    return {"psnr": reconstruction_psnr(codec.eval(), [episode.frames_THWC for _, episode in held])}
+    codec: ConvCodec | WanCodec
+    if config.wan is not None and config.pretrained is not None:
+        codec = load_wan_codec(config.pretrained, config.wan)
+    else:
+        codec = _convolutional(config)
+        if config.train:
+            codec = fit_codec(
+                codec,
+                [episode.frames_THWC for episode in train],
+                config.data,
+                config.train,
+                seed=place.experiment.seed,
+                folder=place.run.folder("codec"),
+                log=place.log,
+                dist=place.dist,
+            )
+    place.dist.on_main(lambda: save_codec(place.run.path / CODEC, codec))
+    judged = codec.eval() if isinstance(codec, ConvCodec) else for_inference(codec).to(place.dist.device)
+    return {"psnr": reconstruction_psnr(judged, [episode.frames_THWC for _, episode in held])}
+
+
+def _convolutional(config: CodecStageConfig) -> ConvCodec:
+    if config.pretrained is None:
+        return ConvCodec(config.model)
+    codec = load_codec(config.pretrained)
+    if not isinstance(codec, ConvCodec):
+        raise UserError(f"{config.pretrained}: expected a convolutional codec, found Wan's, which `codec.wan` is for")
+    return codec
 
 
 def fit_codec(
@@ -63,16 +81,15 @@ def fit_codec(
     return result.model
 
 
-def reconstruct(codec: ConvCodec, frames_THWC: Frames) -> Frames:
-    """Frames as the codec gives them back, same shape: each chunk of four from the group that they form."""
-    steps = len(frames_THWC) - 1
-    padded = torch.from_numpy(frames_THWC)[[*range(steps + 1), *[steps] * (-steps % 4)]]
+def reconstruct(codec: Codec, frames_THWC: Frames) -> Frames:
+    """Frames as the codec gives them back, same shape: each four from the latent that they form."""
+    last = len(frames_THWC) - 1
+    padded = torch.from_numpy(frames_THWC)[[*range(last + 1), *[last] * (-last % codec.temporal_factor)]]
     latents_1LChw = codec.encode(padded[None].to(codec.device))
-    decoded = codec.decode(latents_1LChw)[0].cpu().numpy()
-    return decoded[3 : 3 + steps + 1]  # the still first frame is decoded four times
+    return codec.decode_all(latents_1LChw)[0, : last + 1].cpu().numpy()
 
 
-def reconstruction_psnr(codec: ConvCodec, frames: list[Frames]) -> float:
+def reconstruction_psnr(codec: Codec, frames: list[Frames]) -> float:
     """Mean over frames, dB."""
     values = [
         psnr(torch.from_numpy(reconstruct(codec, frames_THWC))[None], torch.from_numpy(frames_THWC)[None]).mean()

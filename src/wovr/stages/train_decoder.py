@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from wovr.codec.conv import GROUP, CodecDataConfig, ConvCodec, pixel_loss, weighted_groups
-from wovr.core.checkpoint import save_model
+from wovr.core.checkpoint import link_file
 from wovr.core.log import RunLog
 from wovr.core.seed import normal, stream
 from wovr.core.train import TrainConfig, fit
 from wovr.core.types import Episode
 from wovr.episodes.windows import memory_indices
-from wovr.imagine.load import CODEC, DIT, REWARD, WORLD_CODEC, load_codec, load_dit, load_reward
+from wovr.imagine.load import CODEC, DIT, REWARD, WORLD_CODEC, load_codec, load_dit, load_reward, save_codec
 from wovr.imagine.world_model import WorldModel, for_inference
 from wovr.stages.experiment import Workplace
 from wovr.stages.imagined_groups import imagine_groups
@@ -37,26 +37,29 @@ def run(place: Workplace) -> dict[str, Any]:
     """Write `world_model/codec.safetensors`; the summary holds the open-loop validation with it."""
     train, held = place.training_data()
     path = place.run.path
-    return train_decoder(place, load_codec(path / CODEC), path, train, held, place.experiment.decoder.train)
+    return train_decoder(place, path / CODEC, path, train, held, place.experiment.decoder.train)
 
 
 def train_decoder(
     place: Workplace,
-    codec: ConvCodec,
+    source: Path,
     folder: Path,
     train: list[Episode],
     held: list[tuple[str, Episode]],
     settings: TrainConfig | None,
 ) -> dict[str, Any]:
-    """Train the decoder of `codec` for the world model below `folder` and write both there; refinement calls this too.
+    """Train the decoder of the codec in `source` for the world model below `folder`, and write it there; refinement
+    calls this too.
 
-    `settings = None` writes the codec as it is.
+    `settings = None` leaves the codec as it is.
     """
-    config = place.experiment
+    config, device = place.experiment, place.dist.device
     dit, context, flow = load_dit(folder / DIT)
-    network = for_inference(dit)
+    network = for_inference(dit).to(device)
+    codec = load_codec(source)
     if settings is not None:
-        frozen = for_inference(codec)
+        assert isinstance(codec, ConvCodec), "Wan's codec is not trained here"
+        frozen = for_inference(codec).to(device)
         batches = DecoderBatches(
             WorldModel(frozen, network, context, flow),
             frozen,
@@ -81,10 +84,12 @@ def train_decoder(
         )
         assert isinstance(result.model, ConvCodec)
         codec = result.model
-    reward = load_reward(folder / REWARD)
-    found = validation(place, network, for_inference(codec), reward, validation_episodes(place, held))
-    place.dist.on_main(lambda: save_model(folder / WORLD_CODEC, codec, codec.config))
-    if settings is not None:
+    reward = load_reward(folder / REWARD, device)
+    found = validation(place, network, for_inference(codec).to(device), reward, validation_episodes(place, held))
+    if settings is None:
+        place.dist.on_main(lambda: link_file(folder / WORLD_CODEC, source))
+    else:
+        place.dist.on_main(lambda: save_codec(folder / WORLD_CODEC, codec))
         result.clean()
     return found
 

@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wovr.codec.conv import ConvCodec
+from wovr.codec.base import Codec
 from wovr.core.checkpoint import save_model
 from wovr.core.seed import seed_everything
 from wovr.core.train import TrainConfig, fit
 from wovr.core.types import Episode, Frames
-from wovr.imagine.load import CODEC, REWARD, load_codec
-from wovr.imagine.world_model import for_inference
+from wovr.imagine.load import CODEC, REWARD, StoredCodec
 from wovr.metrics.success import first_success
 from wovr.reward.calibrate import Calibration, calibrate
 from wovr.reward.classifier import RewardClassifier, reward_loss
@@ -30,7 +29,7 @@ def run(place: Workplace) -> dict[str, Any]:
     train, held = place.training_data()
     seed_everything(config.seed)
     model = RewardClassifier(config.reward.model)
-    codec = for_inference(load_codec(place.run.path / CODEC))
+    codec = StoredCodec(place.run.path / CODEC, place.dist.device).codec
     held_out = [episode for _, episode in held]
     return train_reward(place, model, codec, train, held_out, config.reward.train, place.run.path / REWARD)
 
@@ -38,7 +37,7 @@ def run(place: Workplace) -> dict[str, Any]:
 def train_reward(
     place: Workplace,
     model: RewardClassifier,
-    codec: ConvCodec,
+    codec: Codec,
     train: list[Episode],
     held_out: list[Episode],
     settings: TrainConfig,

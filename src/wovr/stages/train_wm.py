@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from wovr.codec.conv import ConvCodec
+from wovr.codec.base import Codec
 from wovr.core.checkpoint import read_json
 from wovr.core.errors import UserError
 from wovr.core.seed import seed_everything, stream
@@ -14,7 +14,7 @@ from wovr.core.types import Episode
 from wovr.dit.context import layout
 from wovr.dit.model import ActionDiT
 from wovr.dit.weights import is_wan, load_wan
-from wovr.imagine.load import CODEC, DIT, REWARD, load_codec, load_dit, load_reward
+from wovr.imagine.load import CODEC, DIT, REWARD, StoredCodec, load_dit, load_reward
 from wovr.imagine.world_model import WorldModel, for_inference
 from wovr.reward.classifier import RewardClassifier
 from wovr.stages.experiment import Workplace
@@ -30,17 +30,23 @@ def run(place: Workplace) -> dict[str, Any]:
     config, path = place.experiment, place.run.path / DIT
     train, held = place.training_data()
     seed_everything(config.seed)
-    codec = for_inference(load_codec(place.run.path / CODEC))
+    codec = StoredCodec(place.run.path / CODEC, place.dist.device)
     dit = backbone(place)
-    judge = validator(place, codec, load_reward(place.run.path / REWARD), held)
+    judge = validator(place, codec, load_reward(place.run.path / REWARD, place.dist.device), held)
     return world_training(place, train, codec).run(dit, path, judge)
 
 
-def world_training(place: Workplace, episodes: list[Episode], codec: ConvCodec) -> WorldTraining:
+def world_training(place: Workplace, episodes: list[Episode], codec: StoredCodec) -> WorldTraining:
     """The training of the run's world model on these episodes; refinement uses it too."""
     settings = place.experiment.world_model
-    still = settings.context.memory_frames == 1
-    data = LatentEpisodes(episodes, codec, place.log, still=still, folder=place.run.folder("latents"))
+    data = LatentEpisodes(
+        episodes,
+        codec,
+        place.log,
+        settings.context,
+        place.experiment.policy.chunk_length * settings.loss.chunks,
+        folder=place.run.folder("latents"),
+    )
     return WorldTraining(settings, codec, data, place.experiment.seed, place.dist, place.log)
 
 
@@ -70,11 +76,11 @@ def backbone(place: Workplace) -> ActionDiT:
 
 
 def validator(
-    place: Workplace, codec: ConvCodec, reward: RewardClassifier, held: list[tuple[str, Episode]]
+    place: Workplace, codec: StoredCodec, reward: RewardClassifier, held: list[tuple[str, Episode]]
 ) -> Validation | None:
     """`validation` of a network on some of the held-out episodes; None where there are none."""
     chosen = validation_episodes(place, held)
-    return (lambda dit: validation(place, dit, codec, reward, chosen)) if chosen else None
+    return (lambda dit: validation(place, dit, codec.codec, reward, chosen)) if chosen else None
 
 
 def validation_episodes(place: Workplace, held: list[tuple[str, Episode]]) -> list[tuple[str, Episode]]:
@@ -84,12 +90,12 @@ def validation_episodes(place: Workplace, held: list[tuple[str, Episode]]) -> li
 
 
 def validation(
-    place: Workplace, dit: nn.Module, codec: ConvCodec, reward: RewardClassifier, held: list[tuple[str, Episode]]
+    place: Workplace, dit: nn.Module, codec: Codec, reward: RewardClassifier, held: list[tuple[str, Episode]]
 ) -> dict[str, float]:
     """Open loop from o_0 under recorded actions: agreement about success, false success, PSNR."""
     assert isinstance(dit, ActionDiT)
     config = place.experiment.world_model
-    model = WorldModel(codec, for_inference(dit), config.context, config.flow)
+    model = WorldModel(codec, for_inference(dit).to(codec.device), config.context, config.flow)
     report = replay_agreement(
         model,
         reward,

@@ -1,0 +1,128 @@
+"""Wan2.2's VAE from disk: a folder or file of diffusers, the published `Wan2.2_VAE.pth`, or a file of wovr's own.
+
+The published file is a pickle. It is read by torch's restricted unpickler, which builds tensors and plain containers
+and executes nothing; a file that holds anything but tensors by name is refused. Weights are mapped from disk where the
+format allows it, so that reading them takes no second copy.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from torch import Tensor
+
+from wovr.codec.wan import WanCodec, WanCodecConfig
+from wovr.core.checkpoint import check_tensors, open_tensors, read_json
+from wovr.core.errors import UserError
+
+ORIGINAL = (
+    (r"^conv1\.", "quant_conv."),
+    (r"^conv2\.", "post_quant_conv."),
+    (r"^(encoder|decoder)\.conv1\.", r"\1.conv_in."),
+    (r"\.head\.0\.", ".norm_out."),
+    (r"\.head\.2\.", ".conv_out."),
+    (r"\.middle\.0\.", ".mid_block.resnets.0."),
+    (r"\.middle\.1\.", ".mid_block.attentions.0."),
+    (r"\.middle\.2\.", ".mid_block.resnets.1."),
+    (r"\.(down|up)samples\.(\d+)\.\1samples\.\d+\.(resample|time_conv)\.", r".\1_blocks.\2.\1sampler.\3."),
+    (r"\.(down|up)samples\.(\d+)\.\1samples\.(\d+)\.", r".\1_blocks.\2.resnets.\3."),
+    (r"\.residual\.0\.", ".norm1."),
+    (r"\.residual\.2\.", ".conv1."),
+    (r"\.residual\.3\.", ".norm2."),
+    (r"\.residual\.6\.", ".conv2."),
+    (r"\.shortcut\.", ".conv_shortcut."),
+)
+"""Patterns of Wan's own names, and what takes their place in diffusers' names. None of them fits one of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor on disk."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+def load_wan_codec(path: Path, config: WanCodecConfig) -> WanCodec:
+    """The codec, in the dtype of its file. Errors as of `check_wan_codec`."""
+    stored = check_wan_codec(path, config)
+    with torch.device("meta"):
+        codec = WanCodec(config)
+    codec.load_state_dict({name: tensor.read() for name, tensor in stored.items()}, assign=True)
+    return codec
+
+
+def check_wan_codec(path: Path, config: WanCodecConfig) -> dict[str, Stored]:
+    """Every tensor by diffusers' name, before any is read.
+
+    Raises UserError where a file is missing, damaged, holds anything but tensors or does not fit `config`.
+    """
+    if (path / "config.json").is_file():
+        _check_config(path / "config.json", config)
+    found = _safetensors(path) if path.is_dir() or path.suffix == ".safetensors" else _torch_file(path)
+    stored = {}
+    for name, tensor in found.items():
+        for pattern, replacement in ORIGINAL:
+            name = re.sub(pattern, replacement, name)
+        stored[name] = tensor
+    latent = stored.get("post_quant_conv.weight")
+    if latent is not None and latent.shape[:1] != (config.channels,):
+        raise UserError(
+            f"{path}: expected {config.channels} latent channels as in `codec.wan`, found {latent.shape[0]}"
+        )
+    with torch.device("meta"):
+        expected = {name: tuple(value.shape) for name, value in WanCodec(config).state_dict().items()}
+    check_tensors(path, expected, {name: tensor.shape for name, tensor in stored.items()}, "codec.wan")
+    return stored
+
+
+def _check_config(path: Path, config: WanCodecConfig) -> None:
+    found = read_json(path)
+    for key, value in config.diffusers().items():
+        if isinstance(found, dict) and found.get(key, value) != value:
+            raise UserError(f"{path}: key '{key}': expected {value} as in `codec.wan`, found {found[key]}")
+
+
+def _safetensors(path: Path) -> dict[str, Stored]:
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{path}: expected safetensors files, found none")
+    found = {}
+    for file in map(open_tensors, files):
+        for name in file.keys():  # noqa: SIM118
+            found[name] = Stored(tuple(file.get_slice(name).get_shape()), partial(file.get_tensor, name))
+    return found
+
+
+def _torch_file(path: Path) -> dict[str, Stored]:
+    if not path.is_file():
+        raise UserError(f"{path}: expected a torch or safetensors file, found none")
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a damaged or hostile pickle may raise anything
+        raise UserError(f"{path}: expected a torch file of tensors by name, found {_reason(error)}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a torch file of tensors by name, found {type(found).__name__}")
+    for name, value in found.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor)):
+            raise UserError(f"{path}: key {name!r}: expected a tensor, found {type(value).__name__}")
+    return {name: Stored(tuple(value.shape), partial(lambda value: value, value)) for name, value in found.items()}
+
+
+def _reason(error: Exception) -> str:
+    """In a few words; torch's own end in the advice to load the file without protection."""
+    refused = re.search(r"GLOBAL (\S+)", str(error))
+    if refused:
+        return f"{refused[1]} in its pickle, which is not executed"
+    if isinstance(error, UnpicklingError) or not str(error):
+        return "something else, or a damaged file"
+    return str(error).splitlines()[0].split(". ")[0]
