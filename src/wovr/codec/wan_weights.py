@@ -8,19 +8,16 @@ format allows it, so that reading them takes no second copy.
 from __future__ import annotations
 
 import re
-import warnings
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
 
 from wovr.codec.wan import WanCodec, WanCodecConfig
-from wovr.core.checkpoint import check_tensors, open_tensors, read_json
+from wovr.core.checkpoint import check_tensors, load_torch_file, open_tensors, read_json
 from wovr.core.errors import UserError
 
 ORIGINAL = (
@@ -103,26 +100,5 @@ def _safetensors(path: Path) -> dict[str, Stored]:
 
 
 def _torch_file(path: Path) -> dict[str, Stored]:
-    if not path.is_file():
-        raise UserError(f"{path}: expected a torch or safetensors file, found none")
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged or hostile pickle may raise anything
-        raise UserError(f"{path}: expected a torch file of tensors by name, found {_reason(error)}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a torch file of tensors by name, found {type(found).__name__}")
-    for name, value in found.items():
-        if not (isinstance(name, str) and isinstance(value, Tensor)):
-            raise UserError(f"{path}: key {name!r}: expected a tensor, found {type(value).__name__}")
-    return {name: Stored(tuple(value.shape), partial(lambda value: value, value)) for name, value in found.items()}
-
-
-def _reason(error: Exception) -> str:
-    """In a few words; torch's own end in the advice to load the file without protection."""
-    refused = re.search(r"GLOBAL (\S+)", str(error))
-    if refused:
-        return f"{refused[1]} in its pickle, which is not executed"
-    if isinstance(error, UnpicklingError) or not str(error):
-        return "something else, or a damaged file"
-    return str(error).splitlines()[0].split(". ")[0]
+    tensors = load_torch_file(path)
+    return {name: Stored(tuple(value.shape), partial(tensors.__getitem__, name)) for name, value in tensors.items()}

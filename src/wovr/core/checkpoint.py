@@ -9,11 +9,16 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
+import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -185,3 +190,34 @@ def open_tensors(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise UserError(f"{path}: expected a complete safetensors file, found {error}") from None
+
+
+def load_torch_file(path: Path) -> dict[str, Tensor]:
+    """The tensors by name in a file of `torch.save`, on the CPU and mapped from disk where the format allows it.
+
+    It is a pickle, which torch's restricted unpickler reads: it builds tensors and plain containers and executes
+    nothing. UserError where the file is missing, damaged or holds anything but tensors by name.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: expected a torch file of tensors by name, found none")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # torch announces what it then refuses
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a damaged or hostile pickle may raise anything
+        raise UserError(f"{path}: expected a torch file of tensors by name, found {_reason(error)}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a torch file of tensors by name, found {type(found).__name__}")
+    for name, value in found.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor)):
+            raise UserError(f"{path}: key {name!r}: expected a tensor, found {type(value).__name__}")
+    return dict(found)
+
+
+def _reason(error: Exception) -> str:
+    """In a few words; torch's own end in the advice to load the file without protection."""
+    refused = re.search(r"GLOBAL (\S+)", str(error))
+    if refused:
+        return f"{refused[1]} in its pickle, which is not executed"
+    if isinstance(error, UnpicklingError) or not str(error):
+        return "something else, or a damaged file"
+    return str(error).splitlines()[0].split(". ")[0]

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from wovr.core.checkpoint import fill
+from wovr.core.checkpoint import fill, load_torch_file
 from wovr.core.errors import UserError
-from wovr.metrics.published import load_published, read_state_dict
+from wovr.metrics.published import load_published
 
 CHANNELS = (64, 192, 384, 256, 256)
 """Of the five layers that are compared."""
@@ -114,7 +114,7 @@ def load_lpips(alexnet: Path, device: torch.device | str = "cpu") -> LPIPS:
     package = find_spec("torchmetrics")
     assert package is not None and package.origin is not None, "a dependency of wovr"
     path = Path(package.origin).parent / "functional" / "image" / "lpips_models" / "alex.pth"
-    tensors = {name: value.flatten() for name, value in read_state_dict(path).items()}
+    tensors = {name: value.flatten() for name, value in load_torch_file(path).items()}
     fill(metric.heads, {str(k): tensors[f"lin{k}.model.1.weight"] for k in range(len(CHANNELS))}, path)
     return metric.to(device).eval().requires_grad_(False)
 

@@ -8,16 +8,13 @@ form in which some of these networks are published, would bring.
 from __future__ import annotations
 
 import os
-import pickle
-import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from wovr.core.checkpoint import fill
+from wovr.core.checkpoint import fill, load_torch_file
 from wovr.core.errors import UserError
 
 WEIGHTS_VARIABLE = "WOVR_METRIC_WEIGHTS"
@@ -61,23 +58,9 @@ def load_published(path: Path, module: nn.Module, *, without: str = "") -> None:
 
     UserError where the file is damaged, holds more than tensors or does not fit.
     """
-    tensors = read_state_dict(path)
+    tensors = load_torch_file(path)
     if without:
         tensors = {name: value for name, value in tensors.items() if not name.startswith(without)}
     # Counters of training steps, which older files lack and inference does not read.
     counters = {name: value for name, value in module.state_dict().items() if name.endswith("num_batches_tracked")}
     fill(module, counters | tensors, path)
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a torch file, on the CPU. UserError where it is something else."""
-    try:
-        with warnings.catch_warnings():  # torch announces what it then refuses
-            warnings.simplefilter("ignore")
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: expected a state dict of tensors, found {reason}") from None
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise UserError(f"{path}: expected a state dict of tensors, found {type(found).__name__} of other things")
-    return dict(found)
