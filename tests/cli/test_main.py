@@ -15,7 +15,7 @@ from wovr_cli.main import app
 from wovr.core.checkpoint import write_json
 from wovr.dit.context import ContextConfig, layout
 from wovr.dit.model import ActionDiT, DiTConfig
-from wovr.dit.weights import load_wan
+from wovr.dit.weights import load_wan, save_wan
 from wovr.flow.schedule import FlowConfig
 from wovr.imagine.load import DIT, save_dit
 from wovr.stages.pipeline import STAGES
@@ -104,6 +104,19 @@ def test_missing_config_is_one_line(command: str, tmp_path: Path) -> None:
 
 def test_missing_pretrained_file_is_found_before_anything_is_written(config: Path) -> None:
     assert "gone.safetensors" in one_line(wovr("run", config, "codec.pretrained=gone.safetensors"))
+    assert not (config.parent / "runs").exists()
+
+
+def test_misfits_are_found_before_anything_is_written(config: Path, tmp_path: Path) -> None:
+    sizes = {"depth": 1, "heads": 2, "ffn_width": 8, "channels": 4, "action_positions": False, "action_sums": False}
+    network = ActionDiT(DiTConfig(width=12, **sizes), layout(ContextConfig(), 8))
+    save_wan(tmp_path / "wan.safetensors", network)
+    wider = f"world_model.dit={ {'width': 24, **sizes} }"
+    pretrained = f"world_model.pretrained={tmp_path / 'wan.safetensors'}"
+    said = one_line(wovr("train-wm", config, pretrained, wider))
+    assert "44 misshapen: patch_embedding.weight [12, 4, 1, 2, 2] instead of [24, 4, 1, 2, 2]" in said
+    wan = ("codec.wan={}", "codec.pretrained=x.pth", "codec.train=null", "decoder.train={steps: 1}")
+    assert "key 'decoder': expected train=null with `codec.wan`" in one_line(wovr("train-wm", config, *wan))
     assert not (config.parent / "runs").exists()
 
 

@@ -136,7 +136,8 @@ def _first_problem(schema: type[BaseModel], error: ValidationError) -> str:
         return f"unknown key '{key}'" + (
             f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(siblings)}"
         )
-    return f"key '{key}': {problem['msg'][0].lower()}{problem['msg'][1:]}, found {problem['input']!r}"
+    said = problem["msg"].removeprefix("Value error, ")
+    return f"key '{key}': {said[0].lower()}{said[1:]}, found {problem['input']!r}"
 
 
 def _fields_at(schema: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

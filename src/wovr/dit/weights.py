@@ -73,17 +73,34 @@ def is_wan(path: Path) -> bool:
 
 
 def load_wan(path: Path, config: DiTConfig, layout: Layout, dtype: torch.dtype = torch.float32) -> ActionDiT:
-    """Read a safetensors file, or a folder of them, one tensor at a time.
+    """Read a safetensors file, or a folder of them, one tensor at a time. Errors as of `check_wan`."""
+    stored, wanted = check_wan(path, config, layout)
+    with torch.device("meta"):
+        dit = ActionDiT(config, layout)
+    files = {place.path: open_tensors(place.path) for place in stored.values()}
+    weights: dict[str, Tensor] = {}
+    for name, found in wanted.items():
+        rows = [_ours(files[stored[part.name].path].get_tensor(stored[part.name].name), part) for part in found]
+        weights[name] = torch.cat(rows).reshape(dit.get_parameter(name).shape).to(dtype)
+    if not any(name.startswith("action_encoder.") for name in wanted):  # of a base model, which has no actions
+        encoder = action_encoder(config)
+        weights |= {f"action_encoder.{name}": value.to(dtype) for name, value in encoder.state_dict().items()}
+    dit.load_state_dict(weights, assign=True)
+    return dit
 
-    Raises UserError that names missing, unexpected and misshapen tensors before anything is read.
+
+def check_wan(path: Path, config: DiTConfig, layout: Layout) -> tuple[dict[str, Stored], dict[str, list[Part]]]:
+    """Where each tensor lies, and those that each parameter is made of, from the headers alone.
+
+    Raises UserError that names missing, unexpected and misshapen tensors.
     """
     stored = index(path)
     with torch.device("meta"):
-        dit = ActionDiT(config, layout)
+        shapes = {name: tuple(value.shape) for name, value in ActionDiT(config, layout).state_dict().items()}
     base = not any(name.startswith(ACTIONS) for name in stored)
     wanted = {
-        name: parts(name, tuple(value.shape), config)
-        for name, value in dit.state_dict().items()
+        name: parts(name, shape, config)
+        for name, shape in shapes.items()
         if not (base and name.startswith("action_encoder."))
     }
     check_tensors(
@@ -92,16 +109,7 @@ def load_wan(path: Path, config: DiTConfig, layout: Layout, dtype: torch.dtype =
         {name: place.shape for name, place in stored.items() if not name.startswith(TEXT)},
         "`world_model.dit`",
     )
-    files = {place.path: open_tensors(place.path) for place in stored.values()}
-    weights: dict[str, Tensor] = {}
-    for name, found in wanted.items():
-        rows = [_ours(files[stored[part.name].path].get_tensor(stored[part.name].name), part) for part in found]
-        weights[name] = torch.cat(rows).reshape(dit.get_parameter(name).shape).to(dtype)
-    if base:
-        encoder = action_encoder(config)
-        weights |= {f"action_encoder.{name}": value.to(dtype) for name, value in encoder.state_dict().items()}
-    dit.load_state_dict(weights, assign=True)
-    return dit
+    return stored, wanted
 
 
 def save_wan(path: Path, dit: ActionDiT) -> None:

@@ -25,6 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from wovr.core.config import Config
+from wovr.core.dist import Dist
 from wovr.core.errors import UserError
 from wovr.core.log import RunLog
 from wovr.core.seed import normal, stream
@@ -79,10 +80,11 @@ class LatentEpisodes:
         horizon: int,
         *,
         folder: Path | None = None,
+        dist: Dist | None = None,
     ) -> None:
         """For windows of this context and `horizon` new frames.
 
-        Latents are kept in `folder`, and read from there if they were encoded before.
+        Latents are kept in `folder`, and read from there if they were encoded before; several ranks share the work.
         """
         cache = LatentCache(codec, folder)
         self.episodes, self.context, self.horizon, self.stride = episodes, context, horizon, codec.stride
@@ -93,12 +95,10 @@ class LatentEpisodes:
         self.before = 0 if codec.stride == 1 else int(place_L[-1])
         """Latents of standing still at o_0, which lie between G[0] and what follows."""
         self._place_L = np.delete(place_L, int(context.reference)) if context.memory_frames == 1 else place_L
-        latents, stills = [], []
-        with log.progress("encode episodes", len(episodes)) as bar:
-            for episode in episodes:
-                latents.append(cache.episode(episode, self.before))
-                stills += [cache.stills(episode)] if context.memory_frames == 1 else []
-                bar.advance()
+        if folder is not None and dist is not None and dist.world_size > 1:
+            self._encode(cache, episodes[dist.rank :: dist.world_size], log)
+            dist.barrier()
+        latents, stills = self._encode(cache, episodes, log)
         self.latents_NChw = torch.cat(latents)
         self.latent_E = np.cumsum([0] + [len(part) for part in latents[:-1]])
         self.stills_NChw = torch.cat(stills) if stills else None
@@ -107,6 +107,18 @@ class LatentEpisodes:
         produced = [row for episode in episodes for row in (rest_1A, episode.actions_TA)]
         self.produced_NA = torch.from_numpy(np.concatenate(produced))
         """The action that produced each frame."""
+
+    def _encode(
+        self, cache: LatentCache, episodes: Sequence[Episode], log: RunLog
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Of each episode, what windows are cut from, and the still latents that a memory of one frame needs."""
+        latents, stills = [], []
+        with log.progress("encode episodes", len(episodes)) as bar:
+            for episode in episodes:
+                latents.append(cache.episode(episode, self.before))
+                stills += [cache.stills(episode)] if self.context.memory_frames == 1 else []
+                bar.advance()
+        return latents, stills
 
     def windows(self, episode_B: NDArray[np.int64], t_B: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Latents (B, L, C, h, w), float32, and actions (B, T, A) of windows [reference, memory, new] at t."""

@@ -91,24 +91,14 @@ def open_workplace(
     A new run looks for its pretrained files and for those of its metrics first, and does not find out an hour later
     that one is missing. Among several processes rank 0 alone writes the folder.
     """
-    from wovr.codec.wan_weights import check_wan_codec
-    from wovr.core.checkpoint import read_header
     from wovr.core.dist import Dist
     from wovr.core.log import RunLog
     from wovr.core.run import RunFolder
-    from wovr.metrics.published import find_files
     from wovr.stages.experiment import Workplace
 
     dist = dist or Dist()
     if not path.exists():
-        codec, dit = experiment.codec.pretrained, experiment.world_model.pretrained
-        if codec is not None and experiment.codec.wan is not None:
-            check_wan_codec(codec, experiment.codec.wan)
-            codec = None
-        for pretrained in filter(None, (codec, dit)):
-            for file in sorted(pretrained.glob("*.safetensors")) or [pretrained]:  # a folder of shards, or a file
-                read_header(file)
-        find_files(experiment.world_model_eval.metrics, experiment.world_model_eval.weights)
+        _check_files(experiment)
     may_change = {stage.section for stage in STAGES.values() if stage.section}
     if dist.is_main:
         folder = RunFolder.open(path, experiment.model_dump(mode="json"), ignore=may_change)
@@ -121,6 +111,30 @@ def open_workplace(
         closing(RunLog(path, plain=plain, wandb_project=wandb, active=dist.is_main)) as log,
     ):
         yield Workplace(experiment, run, log, dist)
+
+
+def _check_files(experiment: Experiment) -> None:
+    """UserError where a file that the experiment starts from is missing, damaged or of other sizes. Headers tell."""
+    from wovr.codec.wan_weights import check_wan_codec
+    from wovr.core.checkpoint import read_header
+    from wovr.dit.context import layout
+    from wovr.dit.weights import check_wan, is_wan
+    from wovr.metrics.published import find_files
+
+    codec, world = experiment.codec, experiment.world_model
+    if codec.pretrained is not None and codec.wan is not None:
+        check_wan_codec(codec.pretrained, codec.wan)
+    elif codec.pretrained is not None:
+        read_header(codec.pretrained)
+    sized = world.pretrained is None or is_wan(world.pretrained)  # else by wovr's own file
+    if sized and codec.wan is not None and codec.wan.channels != world.dit.channels:
+        raise UserError(
+            f"key 'world_model.dit.channels': expected {codec.wan.channels} as in `codec.wan`, "
+            f"found {world.dit.channels}"
+        )
+    if sized and world.pretrained is not None:
+        check_wan(world.pretrained, world.dit, layout(world.context, experiment.policy.chunk_length))
+    find_files(experiment.world_model_eval.metrics, experiment.world_model_eval.weights)
 
 
 def run_all(place: Workplace) -> None:

@@ -46,6 +46,7 @@ def world_training(place: Workplace, episodes: list[Episode], codec: StoredCodec
         settings.context,
         place.experiment.policy.chunk_length * settings.loss.chunks,
         folder=place.run.folder("latents"),
+        dist=place.dist,
     )
     return WorldTraining(settings, codec, data, place.experiment.seed, place.dist, place.log)
 
