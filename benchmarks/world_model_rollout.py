@@ -18,16 +18,15 @@ import numpy as np
 import torch
 from machine import SIZES, device, flops, matrix_rate, now, peak_gigabytes, seconds, square_rate, write
 
-from wovr.codec.base import Codec
 from wovr.codec.conv import ConvCodec, ConvCodecConfig
 from wovr.codec.wan import WanCodec, WanCodecConfig
-from wovr.core.dist import precision
+from wovr.core.dist import Precision, precision
 from wovr.core.seed import normal, seed_everything
 from wovr.core.types import StartState, no_motion
 from wovr.dit.context import ContextConfig, layout
 from wovr.dit.model import ActionDiT
 from wovr.flow.schedule import FlowConfig
-from wovr.imagine.world_model import WorldModel, for_inference
+from wovr.imagine.world_model import WorldModel
 
 CHUNK = 8
 IMAGE = {"tiny": 64, "5b": 256}
@@ -45,17 +44,19 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def build(size: str, steps: int, requested: Any) -> WorldModel:
+def build(size: str, steps: int, requested: Precision) -> WorldModel:
+    """Made in the dtype that it computes in: at full size a copy would not fit beside it."""
     config, _ = SIZES[size]
     context = ContextConfig()
+    dtype = torch.bfloat16 if requested == "bf16" else torch.float32
+    torch.set_default_dtype(dtype)
     with torch.device(device()):
-        codec: Codec
-        if size == "5b":
-            codec = for_inference(WanCodec(WanCodecConfig()), requested)
-        else:
-            codec = for_inference(ConvCodec(ConvCodecConfig()), requested)
+        codec = WanCodec(WanCodecConfig()) if size == "5b" else ConvCodec(ConvCodecConfig())
         dit = ActionDiT(config, layout(context, CHUNK))
-    return WorldModel(codec, for_inference(dit, requested), context, FlowConfig(steps=steps))
+    torch.set_default_dtype(torch.float32)
+    for network in (codec, dit):
+        network.eval().requires_grad_(False).to(dtype)
+    return WorldModel(codec, dit, context, FlowConfig(steps=steps))
 
 
 def starts(model: WorldModel, count: int, image: int) -> list[StartState]:
@@ -81,7 +82,7 @@ def measure(model: WorldModel, batch: int, image: int, repeats: int) -> dict[str
     def imagine() -> None:
         model.imagine(state, actions_BHA, noise_BLChw)
 
-    took, in_dit = seconds(chunk, repeats), seconds(imagine, repeats)
+    took, in_dit = seconds(chunk, repeats, warm_up=1), seconds(imagine, repeats, warm_up=0)
     work = flops(chunk)
     at_shapes = matrix_rate(imagine, repeats)
     return {
@@ -103,7 +104,7 @@ def main() -> None:
     seed_everything(0)
     model = build(args.size, args.steps, args.precision)
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
-    with torch.inference_mode():
+    with torch.no_grad():  # inference mode would hide linear layers from the counters
         by_batch = {str(batch): measure(model, batch, IMAGE[args.size], args.repeats) for batch in args.batch}
     write(
         {
