@@ -35,6 +35,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--copies", type=int, default=4, help="noised copies of a window, with a causal context")
     parser.add_argument("--chunks", type=int, default=1, help="chunks of a clip in one forward (packed training)")
     parser.add_argument("--checkpointing", choices=("none", "selective", "full"), default="none")
+    parser.add_argument("--compile", action="store_true", help="let torch compile the blocks")
     parser.add_argument("--muon", action="store_true", help="Muon for matrices, as the demo does")
     parser.add_argument("--zero", type=int, choices=(1, 2, 3), help="under DeepSpeed, in one process")
     parser.add_argument("--ema", type=float, default=0.0, help="decay of the average; 0 keeps none")
@@ -69,6 +70,9 @@ def main() -> None:
     with torch.device(device()):
         dit = ActionDiT(config, single)
     dit.checkpointing = args.checkpointing
+    if args.compile:
+        for block in dit.blocks:
+            block.compile(dynamic=False)
     trainer = Trainer(dit, optim, dist, total_steps=1000)
     latent = (config.channels, side, side)
     batch = {

@@ -125,6 +125,23 @@ def test_micro_batches_do_not_change_training(toy, tmp_path):
     assert_equal(tmp_path / "8", tmp_path / "4+4", "world_model/dit.safetensors", rtol=1e-4, atol=1e-5)
 
 
+def test_compiled_and_checkpointed_blocks_train_alike(toy, tmp_path, monkeypatch):
+    stages = ("sft", "collect", "codec", "reward", "world_model")
+    train = ("world_model.own_memory=null", "world_model.train={steps: 2, batch_size: 4, precision: fp32}")
+    compiled, compile_block = [], torch.nn.Module.compile
+
+    def traced(block, **options):  # no code is generated, which would take half a minute and a C++ compiler
+        compiled.append(block)
+        compile_block(block, backend="eager", **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    run(toy(*train), tmp_path / "plain", stages)
+    assert not compiled
+    run(toy(*train, "world_model.compile=true", "world_model.checkpointing=full"), tmp_path / "other", stages)
+    assert len(compiled) == 1
+    assert_equal(tmp_path / "plain", tmp_path / "other", "world_model/dit.safetensors", rtol=1e-4, atol=1e-5)
+
+
 def test_another_config_is_refused(whole, toy):
     with pytest.raises(UserError, match=r"rl\.updates.*expected 4.*found 5"):
         run(toy("rl.updates=5"), whole, ())

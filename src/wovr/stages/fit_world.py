@@ -70,6 +70,9 @@ class WorldTraining:
         check_fit(dit, self.codec.channels, config.loss)
         window = dit.layout.packed(config.loss.chunks)
         dit.checkpointing = config.checkpointing
+        if config.compile:
+            for block in dit.blocks:
+                block.compile(dynamic=False)
         memory: OwnMemory | None = None
         if own:
             codec = self.codec.codec
