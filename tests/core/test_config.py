@@ -45,6 +45,13 @@ def test_extends_is_relative_and_own_keys_win(tmp_path: Path) -> None:
     assert load_config(Outer, path) == Outer(steps=5, inner=Inner(rate=0.9, names=("b",)))
 
 
+def test_of_several_parents_later_ones_win(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", "steps: 5\ninner: {rate: 0.2, names: [b]}\n")
+    write(tmp_path / "overlay.yaml", "inner: {rate: 0.3}\n")
+    path = write(tmp_path / "top.yaml", "extends: [base.yaml, overlay.yaml]\ninner: {names: [c]}\n")
+    assert load_config(Outer, path) == Outer(steps=5, inner=Inner(rate=0.3, names=("c",)))
+
+
 class Files(Config):
     weights: Path | None = None
     """File."""

@@ -28,8 +28,9 @@ C = TypeVar("C", bound=Config)
 def load_config(schema: type[C], path: Path, overrides: Iterable[str] = ()) -> C:
     """Read `path`, apply `key.sub=value` overrides (values are YAML) and validate against `schema`.
 
-    A file may name another, relative to itself, under `extends`; its own keys win. Other relative paths in a file are
-    relative to it too; those in overrides are relative to the working directory. Raises UserError in one line.
+    A file may name another under `extends`, or a list of them in which later ones win, relative to itself; its own keys
+    win. Other relative paths in a file are relative to it too; those in overrides are relative to the working
+    directory. Raises UserError in one line.
     """
     raw = _read(path, schema)
     for override in overrides:
@@ -87,11 +88,12 @@ def _read(path: Path, schema: type[BaseModel], seen: tuple[Path, ...] = ()) -> d
     raw = {} if raw is None else raw
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected a mapping of keys at the top, found {type(raw).__name__}")
-    parent = raw.pop("extends", None)
+    parents = raw.pop("extends", None) or []
     _anchor(raw, schema, path.parent)
-    if parent is None:
-        return raw
-    return merge(_read(path.parent / str(parent), schema, (*seen, path.resolve())), raw)
+    merged: dict[str, Any] = {}
+    for parent in parents if isinstance(parents, list) else [parents]:
+        merged = merge(merged, _read(path.parent / str(parent), schema, (*seen, path.resolve())))
+    return merge(merged, raw)
 
 
 def _anchor(raw: dict[str, Any], schema: type[BaseModel], folder: Path) -> None:
