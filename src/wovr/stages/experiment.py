@@ -164,7 +164,7 @@ class RLConfig(Config):
     """Longest rollout from a keyframe, env steps: short, since error grows with depth."""
     update: UpdateConfig = UpdateConfig()
     rollout_batch: int = Field(96, ge=1)
-    """Trajectories imagined side by side; memory and nothing else depends on it."""
+    """Trajectories imagined side by side, replays too; memory and nothing else depends on it."""
     checkpoint_every: int = Field(5, ge=1)
     """Updates between saved states."""
     simulator: bool = False

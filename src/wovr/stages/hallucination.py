@@ -36,6 +36,7 @@ SUMMARY = Path("hallucination/summary.json")
 EXAMPLES = Path("hallucination/examples.safetensors")
 MAX_EXAMPLES = 6
 BATCH = 64
+"""Replays side by side, or `rl.rollout_batch` where it is less."""
 
 
 class Measurement:
@@ -142,7 +143,8 @@ def _measure(
     for starts, horizon in ((first, config.simulator.horizon), (later, config.rl.keyframe_steps)):
         chosen, steps = [one for one, _ in starts], [step for _, step in starts]
         horizon = min(horizon, config.simulator.horizon)
-        for one in replay(model, reward, chosen, steps, horizon=horizon, batch_size=BATCH, seed=config.seed):
+        batch = min(BATCH, config.rl.rollout_batch)
+        for one in replay(model, reward, chosen, steps, horizon=horizon, batch_size=batch, seed=config.seed):
             measurement.add(one)
             if one.kind == FIRST_FRAME and len(examples[one.outcome]) < MAX_EXAMPLES:
                 examples[one.outcome].append(one)

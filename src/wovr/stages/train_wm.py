@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from wovr.codec.base import Codec
 from wovr.core.checkpoint import read_json
+from wovr.core.dist import precision
 from wovr.core.errors import UserError
 from wovr.core.seed import seed_everything, stream
 from wovr.core.types import Episode
@@ -19,7 +21,7 @@ from wovr.imagine.world_model import WorldModel, for_inference
 from wovr.reward.classifier import RewardClassifier
 from wovr.stages.experiment import Workplace
 from wovr.stages.fit_world import Validation, WorldTraining
-from wovr.stages.hallucination import replay_agreement
+from wovr.stages.hallucination import BATCH, replay_agreement
 from wovr.stages.latents import LatentEpisodes
 
 VALIDATION_EPISODES = 60
@@ -96,14 +98,16 @@ def validation(
     """Open loop from o_0 under recorded actions: agreement about success, false success, PSNR."""
     assert isinstance(dit, ActionDiT)
     config = place.experiment.world_model
-    model = WorldModel(codec, for_inference(dit).to(codec.device), config.context, config.flow)
+    dtype = torch.bfloat16 if precision() == "bf16" else torch.float32
+    network = dit if next(dit.parameters()).dtype == dtype else for_inference(dit)  # a copy may be gigabytes
+    model = WorldModel(codec, network.to(codec.device), config.context, config.flow)
     report = replay_agreement(
         model,
         reward,
         [(episode, name) for name, episode in held],
         [0] * len(held),
         horizon=place.experiment.simulator.horizon,
-        batch_size=64,
+        batch_size=min(BATCH, place.experiment.rl.rollout_batch),
         seed=place.experiment.seed,
     )
     confusion = report.overall.confusion
