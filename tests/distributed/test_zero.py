@@ -79,17 +79,41 @@ for name in names:
 dist.close()
 """
 )
+JUDGED = (
+    PROGRAM
+    + """
+from wovr.core.train import Trainer
+dist = Dist(Path(sys.argv[2]))
+same = []
+for average in (0.0, 0.8):
+    seed_everything(0)
+    network = ActionDiT(DiTConfig(width=12, depth=2, heads=2, ffn_width=20, channels=3), WINDOW)
+    nn.init.normal_(network.head.head.weight, std=0.02)
+    settings = CONFIG.model_copy(update={"precision": "bf16", "ema_decay": average})
+    trainer = Trainer(network, settings, dist, 2)
+    for step in range(2):
+        trainer.step(batch_at(step), world_loss(CONTEXT, FlowConfig(), WINDOW, WorldLossConfig()))
+    judged, result = trainer.judged().state_dict(), trainer.result().state_dict()
+    same += [judged["head.head.weight"].data_ptr() == network.head.head.weight.data_ptr(),
+             all(torch.equal(value.bfloat16(), judged[name].bfloat16()) for name, value in result.items())]
+    trainer.close()
+torch.save(same, Path(sys.argv[1]) / "same.pt")
+dist.close()
+"""
+)
 program: dict[str, Any] = {}
 exec(PROGRAM, program)
 
 
-def launch(folder: Path, zero: int, kill_at: int | str = "never", processes: int = 2, *extra: str) -> list[int]:
+def launch(
+    folder: Path, zero: int, kill_at: int | str = "never", processes: int = 2, *extra: str, worker: str = WORKER
+) -> list[int]:
     """Exit statuses of the processes; when one was killed, so are the others, as the launcher does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "OMP_NUM_THREADS": "1"}
     settings = str(ZERO / f"zero{zero}.json")
-    arguments = [sys.executable, "-c", WORKER, str(folder), settings, str(kill_at), CHECKPOINTING[zero], *extra]
+    arguments = [sys.executable, "-c", worker, str(folder), settings, str(kill_at), CHECKPOINTING[zero], *extra]
     ranks = []
     for rank in range(processes):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
@@ -163,6 +187,11 @@ def test_one_process_with_its_moments_in_cpu_memory_continues_a_plain_one(
     killed = read(tmp_path, "killed")
     same_history(one.history, killed["history"], 1e-5)
     same_weights(one.model.state_dict(), killed["weights"], 1e-5)
+
+
+def test_validation_takes_bf16_weights_as_they_are(tmp_path: Path) -> None:
+    assert launch(tmp_path, 2, "never", 1, worker=JUDGED) == [0], (tmp_path / "rank_0.log").read_text()[-3000:]
+    assert torch.load(tmp_path / "same.pt", weights_only=True) == [True, True, False, True], "not beside an average"
 
 
 def test_a_missing_part_is_named(tmp_path: Path) -> None:

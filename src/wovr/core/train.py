@@ -108,6 +108,10 @@ class Trainer:
         """The model to use, in eval mode: the average where one is kept. Every rank calls this."""
         return self._weights.result()
 
+    def judged(self) -> nn.Module:
+        """The same for a validation, without a copy where one can be saved; it may change with the next step."""
+        return self._weights.judged()
+
     def save(self, folder: Path, **metadata: str) -> None:
         """Write all that decides the following steps: weights, average, moments, step, random state, config."""
         random = ((f"random.{rank}", value) for rank, value in enumerate(self.dist.gather(torch.get_rng_state())))
@@ -209,7 +213,7 @@ def fit(
                 line |= {key: sum(step[key] for step in recent) / len(recent) for key in values}
                 recent = []
             if validate and (last or (config.validate_every and done % config.validate_every == 0)):
-                result = trainer.result()
+                result = trainer.result() if config.patience else trainer.judged()
                 with torch.no_grad():
                     found = validate(result)
                 line |= {f"validation/{key}": value for key, value in found.items()}

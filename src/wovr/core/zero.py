@@ -119,6 +119,11 @@ class Sharded:
         model.load_state_dict(values, assign=True)
         return model.requires_grad_(False).eval()
 
+    def judged(self) -> nn.Module:
+        """The bf16 weights themselves where they are whole and no average is kept: masters, rounded."""
+        whole = self._stage < 3 and precision(self._config.precision) == "bf16"
+        return self.model.eval() if whole and not self._config.ema_decay else self.result()
+
     def close(self) -> None:
         """Give up what the engine holds. Its hooks keep it alive in circles."""
         self._engine.destroy()
