@@ -271,6 +271,41 @@ def pretrain(
 
 
 @app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(min=0, help="One process each; 0 plans for this machine's CPU.")] = 1,
+    gpu_memory: Annotated[float, typer.Option(metavar="GB", help="Of one GPU.")] = 80.0,
+    zero: Annotated[int, typer.Option(min=0, max=3, help="ZeRO stage of training; 0 is without DeepSpeed.")] = 0,
+    offload: Annotated[bool, typer.Option("--offload", help="Optimiser's states in host memory.")] = False,
+    tflops: Annotated[
+        float | None, typer.Option(help="Rate of one GPU's bf16 matrix products.", show_default="790, an H200's")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all parts of all stages here.")] = None,
+) -> None:
+    """Say what an experiment takes: memory, FLOPs, disk and time.
+
+    Nothing is run, and neither weights nor a run folder are needed. Where a stage does not fit, it says what to change,
+    and exits with 1.
+    """
+    from wovr.core.checkpoint import write_json
+    from wovr.stages.plan import advise, make_plan
+    from wovr.stages.plan_machine import this_machine
+    from wovr.stages.plan_networks import Networks
+    from wovr_cli.plan import print_plan
+
+    experiment = load_experiment(config, overrides or ())
+    machine = this_machine(gpus, gpu_memory, zero=zero, offload=offload, tflops=tflops)
+    networks = Networks(experiment, machine.gpus > 0)
+    found = make_plan(experiment, machine, networks)
+    if json:
+        write_json(json, found.to_dict())
+    print_plan(found, advise(experiment, machine, networks) if found.too_large else None)
+    if found.too_large:
+        raise typer.Exit(1)
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     out: Annotated[Path, typer.Argument(metavar="FILE", help="Safetensors file to write.")],

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from wovr.imagine.load import DIT, save_dit
 from wovr.stages.pipeline import STAGES
 
 COMMANDS_WITH_CONFIG = ["sft", "collect", "train-wm", "rl", "refine", "eval", "report", "run"]
+SMALL = "world_model.dit={width: 32, depth: 1, heads: 2, ffn_width: 64, channels: 12}"
+"""With the channels of the default codec."""
 
 
 def wovr(*arguments: object) -> Result:
@@ -66,7 +69,7 @@ def test_help_shows_every_command_and_stage_without_loading_torch() -> None:
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
-    for command in [*COMMANDS_WITH_CONFIG, "demo", "pretrain", "export"]:
+    for command in [*COMMANDS_WITH_CONFIG, "demo", "pretrain", "plan", "export"]:
         assert re.search(rf"^  {command} ", found.stdout, re.MULTILINE), command
     for name, stage in STAGES.items():
         assert re.search(rf"^    {name} .*{stage.writes}$", found.stdout, re.MULTILINE), name
@@ -242,6 +245,34 @@ def test_an_internal_error_is_not_hidden(config: Path, stages_run: list, monkeyp
 
     monkeypatch.setattr(sys.modules["wovr.stages.sft"], "run", broken)
     assert isinstance(wovr("sft", config).exception, AssertionError)
+
+
+def test_plan_says_what_a_stage_takes_and_that_it_fits(config: Path) -> None:
+    found = wovr("plan", config, SMALL, "--json", "plan.json")
+    assert found.exit_code == 0, found.output
+    for name in STAGES:
+        assert re.search(rf"^ {name} ", found.stdout, re.MULTILINE) or name == "report", name
+    assert re.search(r"^Fits: \w+ \(.*\) takes [\d.]+ of 74.5 GB; \d+ GB of host memory.$", found.stdout, re.MULTILINE)
+    plan = json.loads((config.parent / "plan.json").read_text())
+    assert plan["fits"] and {*plan["stages"]} == {*STAGES} - {"report"}
+    assert {path.name for path in config.parent.iterdir()} == {"mine.yaml", "plan.json"}, "nothing is run"
+
+
+def test_plan_says_what_to_change(config: Path) -> None:
+    asked = [config, SMALL, "rl.groups=48", "rl.rollout_batch=384", "--gpu-memory", "2.2"]
+    found = wovr("plan", *asked)
+    assert found.exit_code == 1
+    assert re.search(r"^Does not fit: \w+ \(\w+\) takes [\d.]+ of 0.6 GB", found.stdout, re.MULTILINE), found.stdout
+    advice = re.search(r"^Fits with: (.*)$", found.stdout, re.MULTILINE)
+    assert advice is not None
+    assert wovr("plan", *asked, *advice[1].split()).exit_code == 0
+
+
+@pytest.mark.parametrize("flags", [("--offload",), ("--gpus", "0", "--zero", "1")])
+def test_plan_refuses_flags_that_contradict_each_other(flags: tuple[str, ...], config: Path) -> None:
+    assert one_line(wovr("plan", config, *flags)).startswith(
+        f"wovr: {flags[-2] if len(flags) > 1 else flags[0]}: expected"
+    )
 
 
 def test_export_writes_what_load_wan_reads(tmp_path: Path) -> None:

@@ -159,9 +159,10 @@ class ActionDiT(nn.Module):
         may also be (B / k, T, A): k neighbouring rows are noised copies of one window and share its context. The number
         of actions says how many chunks are packed.
         """
-        if self.patch_embedding.weight.dtype == torch.float32:
+        device = latents_BLChw.device.type
+        if self.patch_embedding.weight.dtype == torch.float32 or not torch.amp.is_autocast_available(device):
             return self._velocity(latents_BLChw, timesteps_BL, actions, new_only)
-        with torch.autocast(latents_BLChw.device.type, enabled=False):  # would keep float32 copies of norms
+        with torch.autocast(device, enabled=False):  # would keep float32 copies of norms
             return self._velocity(latents_BLChw, timesteps_BL, actions, new_only)
 
     def _velocity(

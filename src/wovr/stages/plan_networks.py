@@ -1,0 +1,282 @@
+"""An experiment's networks as `wovr plan` sees them: their sizes, and what training and using them takes.
+
+Sizes come from the config, or from the header of a pretrained file of wovr's own where there is one. No weights are
+read.
+
+Legend: B trajectories or samples, L latent frames, h w latent height and width; images are height x width x 3.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from wovr.codec.conv import CACHED_GROUPS, GROUP, ConvCodec, codec_loss
+from wovr.codec.wan import WanCodec
+from wovr.core.checkpoint import read_header
+from wovr.core.config import Config, validate
+from wovr.core.footprint import Footprint, Shapes
+from wovr.core.text import MAX_WORDS
+from wovr.core.weights import LossFn
+from wovr.dit.action import positions
+from wovr.dit.context import layout, timesteps
+from wovr.dit.model import ActionDiT, WindowCache
+from wovr.dit.rope import rotation
+from wovr.dit.weights import is_wan
+from wovr.policy.small import SmallVLA, sft_loss
+from wovr.reward.classifier import CACHED_FRAMES, RewardClassifier, reward_loss
+from wovr.stages.experiment import Experiment
+from wovr.stages.latents import check_fit, world_loss
+from wovr.stages.plan_codec import SAMPLE, Codec, Use, codec_use
+from wovr.stages.policy_update import rl_loss
+from wovr.stages.train_decoder import decoder_loss
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The training of one network."""
+
+    footprint: Footprint
+    """Of one micro-batch."""
+    trainable: int
+    frozen: int
+    matrices: int
+    """Of the trainable parameters, those that Muon would take."""
+
+
+class Networks:
+    """What `experiment` trains and uses, on a GPU or on this CPU. Nothing is run twice."""
+
+    def __init__(self, experiment: Experiment, gpu: bool) -> None:
+        self.experiment, self.gpu = experiment, gpu
+        self.image = (experiment.simulator.image_size,) * 2
+        self.actions = len(experiment.policy.action_low)
+        self.layout = layout(experiment.world_model.context, experiment.policy.chunk_length)
+        self.dit_config = _config(experiment.world_model.pretrained, experiment.world_model.dit)
+        self.window = self.layout.packed(experiment.world_model.loss.chunks)
+        """Of training; `layout` is that of inference."""
+        self._found: dict[tuple[Any, ...], Any] = {}
+
+    def of(self, experiment: Experiment) -> Networks:
+        """Those of an experiment that differs in checkpointing, sizes of batches or averages alone."""
+        networks = Networks(experiment, self.gpu)
+        networks._found = self._found
+        return networks
+
+    def _once(self, key: tuple[Any, ...], find: Callable[[], T]) -> T:
+        if key not in self._found:
+            self._found[key] = find()
+        found: T = self._found[key]
+        return found
+
+    def parameters(self, name: str) -> dict[str, int]:
+        """By part."""
+
+        def count() -> dict[str, int]:
+            parts = {part: list(child.parameters()) for part, child in self._build(name).named_children()}
+            return {part: sum(p.numel() for p in found) for part, found in parts.items() if found}
+
+        return self._once(("parameters", name), count)
+
+    def step(self, name: str, samples: int, *, bf16: bool, narrow: bool) -> Step:
+        """One micro-batch of the training of the `world_model`, `codec`, `decoder`, `reward`, `sft` or `rl`.
+
+        With `narrow`, weights are as wide as what is computed, and not fp32.
+        """
+        key = ("step", name, samples, bf16, narrow, self.experiment.world_model.checkpointing)
+        return self._once(key, lambda: self._step(name, samples, bf16, bf16 and narrow))
+
+    def _step(self, name: str, samples: int, bf16: bool, narrow: bool) -> Step:
+        loss, model = self._loss(name), self._build(name).train()
+        autocast = bf16 and not (narrow and name == "world_model")  # which casts what it is given itself
+        with self._shapes() as shapes:
+            shapes.place(model, torch.bfloat16 if narrow else None)
+            footprint = shapes.training(
+                model, lambda model: loss(model, self._batch(name, samples))[0].sum(), autocast=autocast
+            )
+        every, trained = list(model.parameters()), [p for p in model.parameters() if p.requires_grad]
+        return Step(
+            footprint,
+            trainable=sum(p.numel() for p in trained),
+            frozen=sum(p.numel() for p in every) - sum(p.numel() for p in trained),
+            matrices=sum(p.numel() for p in trained if p.ndim == 2),
+        )
+
+    def chunk(self, trajectories: int, *, bf16: bool) -> Use:
+        """The world model's new latents of one chunk. `kept` is what its Euler steps share."""
+        return self._once(("chunk", bf16), lambda: self._chunk(SAMPLE, bf16)).times(trajectories / SAMPLE)
+
+    def judge(self, frames: int) -> Use:
+        """The reward, in fp32, on so many frames."""
+        return self._rows("reward", frames, at_once=frames if self.gpu else min(frames, CACHED_FRAMES))
+
+    def act(self, observations: int) -> Use:
+        """The policy, in fp32, on so many observations."""
+        return self._rows("rl", observations, at_once=observations)
+
+    def codec(self, trajectories: int, *, bf16: bool) -> Codec:
+        """For chunks of so many trajectories at once."""
+        found = self._once(("codec", bf16), lambda: self._codec(bf16))
+        use = found.decode.times(trajectories)
+        if self.experiment.codec.wan is None and not self.gpu:
+            use = replace(use, bytes=min(use.bytes, found.decode.bytes * CACHED_GROUPS / self.layout.new))
+        return replace(found, decode=replace(use, flops=found.decode.flops))
+
+    def _codec(self, bf16: bool) -> Codec:
+        model = self._build("codec").eval()
+        assert isinstance(model, (ConvCodec, WanCodec))
+        with self._shapes() as shapes:
+            return codec_use(model, self.image, self.layout.new, shapes, bf16=bf16)
+
+    def check(self, codec: Codec) -> None:
+        """UserError where the world model does not fit this codec or its loss."""
+        loss = self.experiment.world_model.loss
+        self._once(("check", codec.channels), lambda: check_fit(self.dit(), codec.channels, loss))
+
+    def _chunk(self, B: int, bf16: bool) -> Use:
+        dtype, dit = torch.bfloat16 if bf16 else torch.float32, self.dit().eval()
+        with self._shapes() as shapes:
+            shapes.place(dit, dtype)
+            window_BLChw = self._latents(B, self.layout.frames).to(dtype)
+            context_BKChw = window_BLChw[:, : self.layout.context]
+            actions_BTA = torch.zeros(B, self.layout.actions, self.actions)
+            shared: list[WindowCache] = []
+            first = shapes.inference(lambda: shared.append(dit.precompute(actions_BTA, context_BKChw)), [dit])
+            times_BL, kept = timesteps(self.layout, torch.zeros(B)), _size(shared[0])
+            one = shapes.inference(lambda: dit(window_BLChw, times_BL, shared[0], new_only=True), [dit])
+        flops = first.flops + self.experiment.world_model.flow.steps * one.flops
+        return Use(flops, max(first.peak() - kept, one.peak()), kept)
+
+    def _rows(self, name: str, rows: int, *, at_once: int) -> Use:
+        """So many rows of frames, `at_once` side by side."""
+        found = self._once(("rows", name), lambda: self._forward(name, SAMPLE))
+        return Use(found.flops * rows / SAMPLE, found.bytes * at_once / SAMPLE)
+
+    def _forward(self, name: str, rows: int) -> Use:
+        model = self._build(name).eval()
+        with self._shapes() as shapes:
+            shapes.place(model)
+            frames_BHWC, ids_BL = self._frames(rows), torch.zeros(rows, MAX_WORDS, dtype=torch.int64)
+            found = shapes.inference(lambda: model(frames_BHWC, ids_BL), [model])
+        return Use(found.flops, found.peak())
+
+    def dit(self) -> ActionDiT:
+        """On `meta`."""
+        with torch.device("meta"):
+            dit = ActionDiT(self.dit_config, self.layout)
+        dit.checkpointing = self.experiment.world_model.checkpointing
+        return dit
+
+    def _build(self, name: str) -> nn.Module:
+        """On `meta`, as its training begins."""
+        experiment = self.experiment
+        with torch.device("meta"):
+            match name:
+                case "world_model":
+                    return self.dit()
+                case "codec" if experiment.codec.wan is not None:
+                    return WanCodec(experiment.codec.wan)
+                case "codec" | "decoder":
+                    codec = ConvCodec(_config(experiment.codec.pretrained, experiment.codec.model))
+                    if name == "decoder":
+                        codec.freeze_encoder()
+                    return codec
+                case "reward":
+                    return RewardClassifier(experiment.reward.model)
+            assert name in ("sft", "rl")
+            return SmallVLA(experiment.policy)
+
+    def _loss(self, name: str) -> LossFn:
+        world = self.experiment.world_model
+        match name:
+            case "world_model":
+                return world_loss(world.context, world.flow, self.window, world.loss)
+            case "sft":
+                return partial(sft_loss, target_sigma=self.experiment.sft.target_sigma)
+            case "rl":
+                return rl_loss(self.experiment.rl.update)
+        return {"codec": codec_loss, "decoder": decoder_loss, "reward": reward_loss}[name]
+
+    def _batch(self, name: str, B: int) -> dict[str, Tensor]:
+        """As the stage makes it, without numbers."""
+        zeros = torch.zeros
+        match name:
+            case "world_model":
+                noises = self.window.context + self.experiment.world_model.loss.copies * self.window.new
+                return {
+                    "latents_BLChw": self._latents(B, self.window.frames),
+                    "actions_BTA": zeros(B, self.window.actions, self.actions),
+                    "noise_BFChw": self._latents(B, noises),
+                    "uniform_BK": zeros(B, self.window.chunks),
+                    "memory_uniform_B": zeros(B),
+                }
+            case "codec" | "decoder":
+                latents = {"codec": "noise_BChw", "decoder": "latents_BChw"}[name]
+                frames_BFHWC = zeros(B, GROUP, *self.image, 3, dtype=torch.uint8)
+                return {
+                    "frames_BFHWC": frames_BFHWC,
+                    "weight_BHW": zeros(B, *self.image),
+                    latents: self._latents(B),
+                }
+        policy = self.experiment.policy
+        tokens = (B, policy.chunk_length * self.actions)
+        seen = {"frames_BHWC": self._frames(B), "instructions": zeros(B, MAX_WORDS, dtype=torch.int64)}
+        match name:
+            case "reward":
+                return seen | {"labels_B": zeros(B)}
+            case "sft":
+                return seen | {"tokens_BK": zeros(tokens, dtype=torch.int64)}
+        return seen | {
+            "tokens_BK": zeros(tokens, dtype=torch.int64),
+            "old_log_probs_BK": zeros(tokens),
+            "advantage_B": zeros(B),
+            "weight_B": zeros(B),
+            "mask_BH": zeros(B, policy.chunk_length, dtype=torch.bool),
+        }
+
+    def _frames(self, B: int) -> Tensor:
+        return torch.zeros(B, *self.image, 3, dtype=torch.uint8)
+
+    def _latents(self, *leading: int) -> Tensor:
+        cells = self.image[0] // (ConvCodec if self.experiment.codec.wan is None else WanCodec).spatial_factor
+        return torch.zeros(*leading, self.dit_config.channels, cells, cells)
+
+    @contextmanager
+    def _shapes(self) -> Iterator[Shapes]:
+        """The tables that the network keeps would outlive the context, without numbers."""
+        tables = (rotation, positions)
+        for table in tables:
+            table.cache_clear()
+        try:
+            with Shapes(self.gpu) as shapes:
+                yield shapes
+        finally:
+            for table in tables:
+                table.cache_clear()
+
+
+def _config(path: Path | None, default: ConfigT) -> ConfigT:
+    """Of the network in a pretrained file that wovr wrote; of any other, or one that is not here, `default`."""
+    if path is None or not path.is_file() or path.suffix != ".safetensors" or is_wan(path):
+        return default
+    return validate(type(default), json.loads(read_header(path)["config"]), str(path))
+
+
+def _size(cache: WindowCache) -> float:
+    """Bytes of its tensors; views of one storage count once."""
+    pairs = [*cache.actions, *cache.context]
+    tensors = [tensor for pair in pairs for tensor in pair]
+    tensors += [] if cache.adaln_BLD is None else [cache.adaln_BLD]
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+    return float(sum(storages.values()))
