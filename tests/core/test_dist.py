@@ -36,6 +36,7 @@ log = RunLog(folder, plain=True, active=dist.is_main)
 result = fit(model, loss_fn, batch_at, config, dist=dist, folder=folder, log=log, name="toy")
 assert dist.sum(torch.tensor(1.0)).item() == dist.world_size
 torch.save({"weights": result.model.state_dict(), "history": result.history}, folder / f"rank_{dist.rank}.pt")
+dist.close()
 """
 
 

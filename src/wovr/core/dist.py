@@ -6,6 +6,7 @@ A plain start is one process and never pays for the import. What several process
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 from collections.abc import Callable, Iterable
@@ -56,6 +57,7 @@ class Dist:
         else:
             self.rank, self.world_size = self._accelerator.process_index, self._accelerator.num_processes
             self.device = self._accelerator.device
+            atexit.register(self._leave)
 
     @property
     def is_main(self) -> bool:
@@ -115,10 +117,14 @@ class Dist:
 
     def close(self) -> None:
         """Leave the group of processes, all together. A thread of gloo that outlives the interpreter would abort it."""
+        self.barrier()
+        self._leave()
+
+    def _leave(self) -> None:
+        """At the end of a process that failed, too: without waiting for the others."""
         if self._accelerator is None:
             return
         gc.collect()
-        self._accelerator.wait_for_everyone()
         self._accelerator.end_training()
         self._accelerator = None
         if torch.distributed.is_initialized():
