@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -101,15 +102,17 @@ def validation(
     dtype = torch.bfloat16 if precision() == "bf16" else torch.float32
     network = dit if next(dit.parameters()).dtype == dtype else for_inference(dit)  # a copy may be gigabytes
     model = WorldModel(codec, network.to(codec.device), config.context, config.flow)
-    report = replay_agreement(
-        model,
-        reward,
-        [(episode, name) for name, episode in held],
-        [0] * len(held),
-        horizon=place.experiment.simulator.horizon,
-        batch_size=min(BATCH, place.experiment.rl.rollout_batch),
-        seed=place.experiment.seed,
-    )
+    # What was compiled for training's shapes would be compiled again for every other.
+    with torch.compiler.set_stance("force_eager") if config.compile else nullcontext():
+        report = replay_agreement(
+            model,
+            reward,
+            [(episode, name) for name, episode in held],
+            [0] * len(held),
+            horizon=place.experiment.simulator.horizon,
+            batch_size=min(BATCH, place.experiment.rl.rollout_batch),
+            seed=place.experiment.seed,
+        )
     confusion = report.overall.confusion
     return {
         "agreement": confusion.agreement.rate,
