@@ -87,10 +87,9 @@ def main() -> None:
     def step() -> None:
         trainer.step(batch, loss)
 
-    step()
-    work = flops(step)
     took = seconds(step, args.repeats)
-    at_shapes = matrix_rate(step, args.repeats)
+    with torch.compiler.set_stance("force_eager"):  # compiled code would hide its operations from the counters
+        work, at_shapes = flops(step), matrix_rate(step, args.repeats)
     square = square_rate(torch.bfloat16 if args.precision == "bf16" else torch.float32, args.repeats)
     per_frame = (side // PATCH) ** 2
     computed = args.batch * (window.context + copies * window.new if config.causal_context else window.frames)

@@ -53,7 +53,7 @@ ON_GPUS = (
 )
 ON_CPUS = (
     f"{ON_CPU:.0%} of the matrix rate is reached. The true simulator's time does not count.",
-    "Within 15 % of what processes took. What malloc keeps of freed blocks is not counted: up to half as much again.",
+    "Within 15 % of what processes took. What malloc keeps of freed blocks is not counted: up to four fifths more.",
 )
 
 
