@@ -17,20 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from wovr.dit.model import DiTConfig
+from wovr.stages.pipeline import load_experiment
 
 TINY = DiTConfig(channels=12, causal_context=True)
 """The demo's network; 64 x 64 images are 8 x 8 latents under its codec."""
-WAN = DiTConfig(
-    width=3072,
-    depth=30,
-    heads=24,
-    ffn_width=14336,
-    channels=48,
-    action_dim=7,
-    gelu="tanh",
-    action_positions=False,
-    action_sums=False,
-)
+WAN = load_experiment(Path(__file__).parents[1] / "configs" / "libero.yaml").world_model.dit
 """Wan2.2-TI2V-5B as published for WoVR; 256 x 256 images are 16 x 16 latents."""
 SIZES = {"tiny": (TINY, 8), "5b": (WAN, 16)}
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")

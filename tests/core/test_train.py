@@ -234,6 +234,12 @@ def test_bf16_learns_too(tmp_path: Path) -> None:
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
 
 
+def test_more_micro_batches_than_samples_are_refused() -> None:
+    trainer = Trainer(net(), OptimConfig(), Dist(), 1)
+    with pytest.raises(UserError, match="expected 9 samples or more, one for each of 1 processes and 9 micro-batches"):
+        trainer.step(batch_at(0), loss_fn, micro_batches=9)
+
+
 def test_split_covers_the_batch_in_order() -> None:
     parts = split({"x": torch.arange(7), "n": list("abcdefg")}, 3)
     assert [len(part["n"]) for part in parts] == [2, 2, 3]

@@ -60,11 +60,12 @@ def train(folder, dist, kill_at=None, checkpointing="none"):
     seed_everything(0)
     network = ActionDiT(DiTConfig(width=12, depth=2, heads=2, ffn_width=20, channels=3), WINDOW)
     nn.init.normal_(network.head.head.weight, std=0.02)
-    network.patch_embedding.bias.requires_grad_(False)  # a frozen parameter
+    nn.init.normal_(network.patch_embedding.bias).requires_grad_(False)  # a frozen parameter
     loss = world_loss(CONTEXT, FlowConfig(), WINDOW, WorldLossConfig())
     log = RunLog(folder, plain=True, active=dist.is_main)
     network.checkpointing = checkpointing
-    return fit(network, loss, batches, CONFIG, dist=dist, folder=folder, log=log, name="toy")
+    config = CONFIG.model_copy(update={"precision": "bf16"}) if "bf16" in sys.argv else CONFIG
+    return fit(network, loss, batches, config, dist=dist, folder=folder, log=log, name="toy")
 """
 WORKER = (
     PROGRAM
@@ -192,6 +193,21 @@ def test_one_process_with_its_moments_in_cpu_memory_continues_a_plain_one(
 def test_validation_takes_bf16_weights_as_they_are(tmp_path: Path) -> None:
     assert launch(tmp_path, 2, "never", 1, worker=JUDGED) == [0], (tmp_path / "rank_0.log").read_text()[-3000:]
     assert torch.load(tmp_path / "same.pt", weights_only=True) == [True, True, False, True], "not beside an average"
+
+
+def test_bf16_weights_have_exact_masters(tmp_path: Path, one: FitResult) -> None:
+    """What is not trained comes back as it was given, and the average is that of the fp32 masters."""
+    assert launch(tmp_path, 1, "never", 1, "bf16") == [0], (tmp_path / "rank_0.log").read_text()[-3000:]
+    whole, expected = read(tmp_path, "whole"), one.model.state_dict()
+    frozen = "patch_embedding.bias"
+    assert torch.equal(whole["weights"][frozen], expected[frozen])
+    for name, value in whole["weights"].items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0.02)
+    trained = torch.cat([value.flatten() for name, value in whole["weights"].items() if name != frozen])
+    assert (trained != trained.bfloat16()).float().mean() > 0.5, "rounded like the weights"
+    for line, exact in zip(whole["history"], one.history, strict=True):
+        assert line["loss"] == pytest.approx(exact["loss"], rel=0.02)
 
 
 def test_a_missing_part_is_named(tmp_path: Path) -> None:

@@ -8,16 +8,13 @@ format allows it, so that reading them takes no second copy.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from wovr.codec.wan import WanCodec, WanCodecConfig
-from wovr.core.checkpoint import check_tensors, load_torch_file, open_tensors, read_json
+from wovr.core.checkpoint import StoredTensor, check_tensors, load_torch_file, read_json, stored_tensors
 from wovr.core.errors import UserError
 
 ORIGINAL = (
@@ -40,14 +37,6 @@ ORIGINAL = (
 """Patterns of Wan's own names, and what takes their place in diffusers' names. None of them fits one of these."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A tensor on disk."""
-
-    shape: tuple[int, ...]
-    read: Callable[[], Tensor]
-
-
 def load_wan_codec(path: Path, config: WanCodecConfig) -> WanCodec:
     """The codec, in the dtype of its file. Errors as of `check_wan_codec`."""
     stored = check_wan_codec(path, config)
@@ -57,14 +46,14 @@ def load_wan_codec(path: Path, config: WanCodecConfig) -> WanCodec:
     return codec
 
 
-def check_wan_codec(path: Path, config: WanCodecConfig) -> dict[str, Stored]:
+def check_wan_codec(path: Path, config: WanCodecConfig) -> dict[str, StoredTensor]:
     """Every tensor by diffusers' name, before any is read.
 
     Raises UserError where a file is missing, damaged, holds anything but tensors or does not fit `config`.
     """
     if (path / "config.json").is_file():
         _check_config(path / "config.json", config)
-    found = _safetensors(path) if path.is_dir() or path.suffix == ".safetensors" else _torch_file(path)
+    found = stored_tensors(path) if path.is_dir() or path.suffix == ".safetensors" else _torch_file(path)
     stored = {}
     for name, tensor in found.items():
         for pattern, replacement in ORIGINAL:
@@ -88,17 +77,8 @@ def _check_config(path: Path, config: WanCodecConfig) -> None:
             raise UserError(f"{path}: key '{key}': expected {value} as in `codec.wan`, found {found[key]}")
 
 
-def _safetensors(path: Path) -> dict[str, Stored]:
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not files:
-        raise UserError(f"{path}: expected safetensors files, found none")
-    found = {}
-    for file in map(open_tensors, files):
-        for name in file.keys():  # noqa: SIM118
-            found[name] = Stored(tuple(file.get_slice(name).get_shape()), partial(file.get_tensor, name))
-    return found
-
-
-def _torch_file(path: Path) -> dict[str, Stored]:
+def _torch_file(path: Path) -> dict[str, StoredTensor]:
     tensors = load_torch_file(path)
-    return {name: Stored(tuple(value.shape), partial(tensors.__getitem__, name)) for name, value in tensors.items()}
+    return {
+        name: StoredTensor(tuple(value.shape), partial(tensors.__getitem__, name)) for name, value in tensors.items()
+    }

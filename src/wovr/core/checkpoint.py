@@ -14,6 +14,8 @@ import shutil
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
@@ -190,6 +192,29 @@ def open_tensors(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise UserError(f"{path}: expected a complete safetensors file, found {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor on disk."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+def stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    """All tensors by name in a safetensors file or a folder of them, none of them read.
+
+    UserError where there is none, or a file is damaged.
+    """
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{path}: expected safetensors files, found none")
+    found = {}
+    for file in map(open_tensors, files):
+        for name in file.keys():  # noqa: SIM118
+            found[name] = StoredTensor(tuple(file.get_slice(name).get_shape()), partial(file.get_tensor, name))
+    return found
 
 
 def load_torch_file(path: Path) -> dict[str, Tensor]:

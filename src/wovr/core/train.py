@@ -72,10 +72,15 @@ class Trainer:
         """One update from the GLOBAL batch, which every rank passes whole and takes its slice of.
 
         Returns the logs of `loss_fn` averaged over the global batch, with `loss`, `grad_norm` (before clipping)
-        and `lr`. Raises UserError when the loss or its gradient is not finite; what is on disk is as it was.
+        and `lr`. Raises UserError when the loss or its gradient is not finite, what is on disk being as it was, and
+        when a process or micro-batch would go without a sample.
         """
-        size = batch_size(batch)
-        assert size >= self.dist.world_size * micro_batches, "a micro-batch would be empty"
+        size, parts = batch_size(batch), self.dist.world_size * micro_batches
+        if size < parts:
+            raise UserError(
+                f"batch: expected {parts} samples or more, one for each of {self.dist.world_size} processes and "
+                f"{micro_batches} micro-batches, found {size}"
+            )
         mine = split(batch, self.dist.world_size)[self.dist.rank]
         total: dict[str, Tensor] = {}
         for number, part in enumerate(split(mine, micro_batches), start=1):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from wovr.core.checkpoint import open_tensors, save_tensors
+from wovr.core.checkpoint import read_header, save_tensors, stored_tensors
 from wovr.core.dist import Dist
 from wovr.core.errors import UserError
 
@@ -56,29 +56,28 @@ class SavedState(Mapping[str, Tensor]):
     def __init__(self, folder: Path) -> None:
         """Of the newest step. UserError where a part is missing or damaged."""
         self.path = max(folder.glob(f"{STEP}*"), key=lambda path: int(path.name.removeprefix(STEP)))
-        files = [open_tensors(path) for path in sorted(self.path.glob("part-*.safetensors"))]
-        self.metadata: dict[str, str] = (files[0].metadata() or {}) if files else {}
+        files = sorted(self.path.glob("part-*.safetensors"))
+        self.metadata = read_header(files[0]) if files else {}
         parts = self.metadata.get("parts", "1 or more")
         if parts != str(len(files)):
             raise UserError(
                 f"{self.path}: expected {parts} parts of a training state, found {len(files)}; "
                 "delete the folder to start anew"
             )
-        self._file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+        self._stored = stored_tensors(self.path)
 
     def __getitem__(self, name: str) -> Tensor:
-        value: Tensor = self._file_of[name].get_tensor(name)
-        return value
+        return self._stored[name].read()
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Without reading the tensor."""
-        return tuple(self._file_of[name].get_slice(name).get_shape())
+        return self._stored[name].shape
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._file_of)
+        return iter(self._stored)
 
     def __len__(self) -> int:
-        return len(self._file_of)
+        return len(self._stored)
 
 
 def find_state(folder: Path) -> SavedState | None:

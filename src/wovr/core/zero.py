@@ -56,7 +56,9 @@ class Sharded:
         }
         for kernel in (parameter for parameter in model.parameters() if parameter.ndim > 2):
             kernel.data = kernel.data.clone(memory_format=torch.contiguous_format)  # DeepSpeed lays weights end to end
-        exact = {name: parameter.data for name, parameter in model.named_parameters()}  # bf16 would round the masters
+        exact = {name: parameter.data for name, parameter in model.named_parameters()}  # bf16 would round them
+        trained = {name for name, _ in self._trained()}
+        self._frozen = {name: value for name, value in exact.items() if name not in trained}
         loss = _Loss(model, lambda: dist.autocast(self._config.precision))
         self._engine, *_ = deepspeed.initialize(model=loss, optimizer=optimizer.adamw, config=settings)
         self._stage = self._engine.zero_optimization_stage()
@@ -134,18 +136,15 @@ class Sharded:
         return ((name, value) for name, value in self.model.named_parameters() if value.requires_grad)
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Whole, fp32 and on the CPU. Buffers are constants: the engine has them in bf16, the copy as they were."""
+        """Whole and on the CPU: masters, and what is not trained (buffers too) as it was given."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        for name, value in self._empty.named_buffers():
-            if name in self._empty.state_dict():
-                yield name, value
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                yield name, safe_get_full_fp32_param(parameter).cpu()
+        trained = dict(self._trained())
+        for name, value in self._empty.state_dict().items():
+            if name in trained:
+                yield name, safe_get_full_fp32_param(trained[name]).cpu()
             else:
-                with self._whole(parameter):
-                    yield name, parameter.detach().float().cpu()
+                yield name, self._frozen.get(name, value).cpu()
 
     def _set_weights(self, value_of: Callable[[str], Tensor]) -> None:
         """Masters and the weights that are computed with."""
@@ -153,7 +152,7 @@ class Sharded:
             value = value_of(name).to(self._dist.device, torch.float32)
             if parameter.requires_grad:
                 self._set_state(parameter, value, None)
-            with self._whole(parameter):
+            with self._whole(parameter):  # stage 3 takes what rank 0 makes of it
                 parameter.data.copy_(value)
 
     def _set_state(self, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
@@ -167,7 +166,7 @@ class Sharded:
         sharding.set_local_hp_param(whole[size * self._dist.rank :][:size], parameter, moment)
 
     def _whole(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
-        """Stage 3 gathers the parameter and shards it again; what rank 0 makes of it counts."""
+        """Within, a parameter that stage 3 has sharded is gathered."""
         from deepspeed.runtime.zero import GatheredParameters
 
         return GatheredParameters([parameter], modifier_rank=0) if self._stage == 3 else nullcontext()
@@ -187,7 +186,7 @@ class Sharded:
 
 
 class _Loss(nn.Module):
-    """DeepSpeed's engine wants the loss as the output of the module that it is given. It ends autocast around it."""
+    """The loss as the output of a module, as DeepSpeed's engine wants it. The engine ends an autocast around itself."""
 
     def __init__(self, model: nn.Module, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
         super().__init__()
@@ -207,9 +206,8 @@ def _without_weights(model: nn.Module) -> nn.Module:
 def _start_deepspeed() -> None:
     """On a CPU gloo does all that is needed: nothing is compiled, so that no compiler is needed."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    warnings.filterwarnings(
-        "ignore", category=FutureWarning, module="torch.distributed"
-    )  # it calls what will be renamed
+    # DeepSpeed calls what torch will rename.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     cpu = not torch.cuda.is_available()
     if cpu:
         os.environ["DS_ACCELERATOR"] = "cpu"

@@ -20,8 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wovr.core.checkpoint import check_tensors, open_tensors, save_tensors
-from wovr.core.errors import UserError
+from wovr.core.checkpoint import StoredTensor, check_tensors, open_tensors, save_tensors, stored_tensors
 from wovr.dit.context import Layout
 from wovr.dit.model import PATCH, ActionDiT, DiTConfig, action_encoder
 from wovr.dit.rope import from_wan
@@ -58,15 +57,6 @@ class Part:
     """Of channels that are in another order here; 0 where they are not."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """Where a tensor lies on disk."""
-
-    path: Path
-    name: str
-    shape: tuple[int, ...]
-
-
 def is_wan(path: Path) -> bool:
     """Whether a file or folder holds weights in one of these layouts: a file of wovr's own has its config within."""
     return path.is_dir() or "config" not in (open_tensors(path).metadata() or {})
@@ -77,10 +67,9 @@ def load_wan(path: Path, config: DiTConfig, layout: Layout, dtype: torch.dtype =
     stored, wanted = check_wan(path, config, layout)
     with torch.device("meta"):
         dit = ActionDiT(config, layout)
-    files = {place.path: open_tensors(place.path) for place in stored.values()}
     weights: dict[str, Tensor] = {}
     for name, found in wanted.items():
-        rows = [_ours(files[stored[part.name].path].get_tensor(stored[part.name].name), part) for part in found]
+        rows = [_ours(stored[part.name].read(), part) for part in found]
         weights[name] = torch.cat(rows).reshape(dit.get_parameter(name).shape).to(dtype)
     if not any(name.startswith("action_encoder.") for name in wanted):  # of a base model, which has no actions
         encoder = action_encoder(config)
@@ -89,7 +78,7 @@ def load_wan(path: Path, config: DiTConfig, layout: Layout, dtype: torch.dtype =
     return dit
 
 
-def check_wan(path: Path, config: DiTConfig, layout: Layout) -> tuple[dict[str, Stored], dict[str, list[Part]]]:
+def check_wan(path: Path, config: DiTConfig, layout: Layout) -> tuple[dict[str, StoredTensor], dict[str, list[Part]]]:
     """Where each tensor lies, and those that each parameter is made of, from the headers alone.
 
     Raises UserError that names missing, unexpected and misshapen tensors.
@@ -141,20 +130,13 @@ def parts(name: str, shape: tuple[int, ...], config: DiTConfig) -> list[Part]:
     return [Part(name, shape)]
 
 
-def index(path: Path) -> dict[str, Stored]:
+def index(path: Path) -> dict[str, StoredTensor]:
     """Every tensor in a file or folder by its name in Wan's original layout. UserError where there is none."""
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not files:
-        raise UserError(f"{path}: expected safetensors files, found none")
-    found: dict[str, Stored] = {}
-    for file in files:
-        opened = open_tensors(file)
-        for name in opened.keys():  # noqa: SIM118
-            shape = tuple(opened.get_slice(name).get_shape())
-            original = name
-            for pattern, replacement in DIFFUSERS:
-                original = re.sub(pattern, replacement, original)
-            found[original] = Stored(file, name, shape)
+    found = {}
+    for name, tensor in stored_tensors(path).items():
+        for pattern, replacement in DIFFUSERS:
+            name = re.sub(pattern, replacement, name)
+        found[name] = tensor
     return found
 
 
