@@ -34,12 +34,21 @@ def is_worker() -> bool:
 
 
 def launch(processes: int, hostfile: Path | None) -> NoReturn:
-    """Run this command line in `processes` processes here, or as `hostfile` says, and exit as they do."""
+    """Run this command line in `processes` processes here, or as `hostfile` says, and exit as they do.
+
+    UserError where the hostfile is none, or this machine has GPUs but fewer than processes.
+    """
     command = [sys.executable, "-m", "wovr_cli", *sys.argv[1:]]
     if hostfile is not None:
         _check_hostfile(hostfile)
         runner = ["deepspeed.launcher.runner", "--hostfile", str(hostfile), "--no_local_rank", "--module", "wovr_cli"]
         sys.exit(subprocess.call([sys.executable, "-m", *runner, *sys.argv[1:]]))
+    import torch
+
+    if 0 < torch.cuda.device_count() < processes:
+        raise UserError(
+            f"--nproc: expected at most {torch.cuda.device_count()}, this machine's GPUs, found {processes}"
+        )
     with tempfile.TemporaryDirectory(prefix="wovr-") as folder:
         sys.exit(_run_here(command, processes, Path(folder)))
 

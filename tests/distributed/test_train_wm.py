@@ -13,6 +13,7 @@ from wovr_cli import launch
 
 from tests.stages.conftest import CONFIG, TOY
 from wovr.core.config import load_config
+from wovr.core.errors import UserError
 from wovr.imagine.load import CODEC, DIT, REWARD, WORLD_CODEC, load_dit, load_world_model
 from wovr.stages import pipeline
 from wovr.stages.experiment import Experiment
@@ -65,6 +66,12 @@ def test_what_a_user_can_mend_is_said_once(tmp_path: Path) -> None:
 def test_bad_flags_are_one_line(arguments: list[str], complaint: str) -> None:
     done = wovr("train-wm", CONFIG, *arguments)
     assert done.returncode == 2 and complaint in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    with pytest.raises(UserError, match="--nproc: expected at most 4, this machine's GPUs, found 8"):
+        launch.launch(8, None)
 
 
 def run_here(script: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
