@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -36,11 +37,13 @@ def is_worker() -> bool:
 def launch(processes: int, hostfile: Path | None) -> NoReturn:
     """Run this command line in `processes` processes here, or as `hostfile` says, and exit as they do.
 
-    UserError where the hostfile is none, or this machine has GPUs but fewer than processes.
+    UserError where the hostfile or pdsh is missing, or where this machine has GPUs but fewer than processes.
     """
     command = [sys.executable, "-m", "wovr_cli", *sys.argv[1:]]
     if hostfile is not None:
         _check_hostfile(hostfile)
+        if shutil.which("pdsh") is None:
+            raise UserError("--hostfile: expected pdsh, which reaches machines by ssh, found none; apt install pdsh")
         runner = ["deepspeed.launcher.runner", "--hostfile", str(hostfile), "--no_local_rank", "--module", "wovr_cli"]
         sys.exit(subprocess.call([sys.executable, "-m", *runner, *sys.argv[1:]]))
     import torch

@@ -68,6 +68,31 @@ def test_bad_flags_are_one_line(arguments: list[str], complaint: str) -> None:
     assert done.returncode == 2 and complaint in done.stderr and done.stderr.count("\n") == 1
 
 
+PDSH = """#!/usr/bin/env python3
+import subprocess, sys
+hosts = sys.argv[sys.argv.index("-w") + 1].split(",")
+command = " ".join(sys.argv[sys.argv.index("-w") + 2 :])
+nodes = [subprocess.Popen(["bash", "-c", command.replace("%n", str(i))]) for i in range(len(hosts))]
+sys.exit(max(node.wait() for node in nodes))
+"""
+
+
+def test_the_machines_of_a_hostfile_work_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins for ssh and pdsh, which run every machine's command here."""
+    for name, content in (("ssh", "#!/bin/sh\necho 127.0.0.1\n"), ("pdsh", PDSH)):
+        (tmp_path / name).write_text(content)
+        (tmp_path / name).chmod(0o755)
+    hosts = tmp_path / "hosts"
+    hosts.write_text("worker-1 slots=1\nworker-2 slots=1\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    done = wovr("train-wm", CONFIG, *TOY, "--run", tmp_path / "new", "--hostfile", hosts)
+    assert done.returncode != 0 and done.stderr.count("expected stage 'sft' to be done") == 2, done.stderr
+    assert (tmp_path / "new" / "manifest.json").is_file(), "rank 0 made the folder, rank 1 followed"
+    hosts.write_text("worker-1 slots=1\nworker-2\n")
+    bad = wovr("train-wm", CONFIG, "--hostfile", hosts)
+    assert bad.returncode == 2 and "line 2: expected a line as 'worker-1 slots=8', found 'worker-2'" in bad.stderr
+
+
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     with pytest.raises(UserError, match="--nproc: expected at most 4, this machine's GPUs, found 8"):
