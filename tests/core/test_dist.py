@@ -73,6 +73,26 @@ def test_two_ranks_take_the_steps_of_one(tmp_path: Path, monkeypatch: pytest.Mon
     assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 3  # rank 0 alone
 
 
+def test_gradients_travel_in_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+
+    def all_reduce(tensor: torch.Tensor) -> None:
+        sent.append(tensor.numel())
+        tensor.mul_(2)  # another rank has the same
+
+    monkeypatch.setattr("wovr.core.dist.BUCKET", 10)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    dist = Dist()
+    monkeypatch.setattr(dist, "_accelerator", object())
+    parameters = [torch.nn.Parameter(torch.ones(shape)) for shape in ((2, 3), (5,), (20,), (1,))]
+    for number, parameter in enumerate(parameters[:3]):
+        parameter.grad = torch.full_like(parameter, number + 1.0)
+    dist.sum_gradients(parameters)
+    assert sent == [11, 20, 1]
+    assert [parameter.grad.unique().tolist() for parameter in parameters] == [[2.0], [4.0], [6.0], [0.0]]
+    monkeypatch.setattr(dist, "_accelerator", None)
+
+
 def test_one_process_is_rank_zero_of_one_and_needs_no_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)  # importing it fails
     dist = Dist()

@@ -24,6 +24,9 @@ from wovr.core.errors import UserError
 Precision = Literal["auto", "bf16", "fp32"]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
+BUCKET = 2**24
+"""Elements of gradients that are summed over ranks at once, or one gradient that is larger."""
+
 
 @cache
 def precision(requested: Precision = "auto") -> Literal["bf16", "fp32"]:
@@ -81,13 +84,20 @@ class Dist:
         return model
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by its sum over ranks."""
+        """Replace every gradient by its sum over ranks. Small ones travel together: each journey has its price."""
         if self._accelerator is None:
             return
+        bucket: list[Tensor] = []
+        held = 0
         for parameter in parameters:
             if parameter.grad is None:  # unused on this rank, perhaps used on another
                 parameter.grad = torch.zeros_like(parameter)
-            torch.distributed.all_reduce(parameter.grad)
+            bucket.append(parameter.grad)
+            held += parameter.numel()
+            if held > BUCKET:
+                _sum_together(bucket)
+                bucket, held = [], 0
+        _sum_together(bucket)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, the same on each."""
@@ -129,6 +139,15 @@ class Dist:
         self._accelerator = None
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def _sum_together(tensors: list[Tensor]) -> None:
+    """Sum over ranks, in place."""
+    if tensors:
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        torch.distributed.all_reduce(flat)
+        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
 def _zero_settings(path: Path, offload: bool) -> dict[str, Any]:
