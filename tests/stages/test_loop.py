@@ -160,6 +160,15 @@ def test_damaged_episodes_are_named(whole, toy, tmp_path):
         run(toy(), tmp_path / "run", ("codec",))
 
 
+def test_too_few_episodes_to_hold_one_back_are_refused(toy, tmp_path):
+    few = toy("collect.episodes=3")
+    run(few, tmp_path / "run", ("sft", "collect"))
+    with pytest.raises(
+        UserError, match=r"expected enough episodes to hold one back at collect\.held_out=0\.2, found 3"
+    ):
+        run(few, tmp_path / "run", ("codec",))
+
+
 def test_episodes_of_another_size_are_refused(toy, tmp_path):
     run(toy(), tmp_path / "run", ("sft", "collect"))
     with pipeline.open_workplace(toy("simulator.image_size=128"), tmp_path / "other", plain=True) as place:

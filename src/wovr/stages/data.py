@@ -49,7 +49,8 @@ def training_data(
     """What codec, reward and world model train on, and the held-out (name, episode) that judge them.
 
     Collected rollouts, those of the first `rounds` refinement rounds and, if asked for, the demonstrations, which are
-    true rollouts that were paid for already. Raises UserError where nothing was collected.
+    true rollouts that were paid for already. Raises UserError where nothing was collected, or too little to hold one
+    back.
     """
     train: list[str] = names_of(store, DEMONSTRATIONS) if demonstrations else []
     held: list[str] = []
@@ -59,4 +60,9 @@ def training_data(
             raise UserError(f"{store.folder}: expected episodes of purpose '{purpose}', found none; collect them first")
         more, more_held = split(names, held_out)
         train, held = train + more, held + more_held
+    if not held:
+        raise UserError(
+            f"{store.folder}: expected enough episodes to hold one back at collect.held_out={held_out:g}, "
+            f"found {len(names_of(store, COLLECT))}; collect more, or hold out a larger share"
+        )
     return [store.read(name) for name in train], [(name, store.read(name)) for name in held]
