@@ -4,14 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from wovr.codec.conv import (
-    CodecBatches,
-    CodecDataConfig,
-    ConvCodec,
-    ConvCodecConfig,
-    codec_loss,
-    moving_pixels,
-)
+from wovr.codec.conv import ConvCodec, ConvCodecConfig
+from wovr.codec.conv_training import CodecBatches, CodecDataConfig, codec_loss, moving_pixels
 from wovr.core.errors import UserError
 
 TINY = ConvCodecConfig(channels=6, frame_width=8, group_width=32, blocks=1)

@@ -47,7 +47,8 @@ def changed(experiment: Experiment, *overrides: str) -> Experiment:
 MEASURE = r"""
 import ctypes, gc, json, re, sys, torch
 from pathlib import Path
-from wovr.codec.conv import ConvCodec, codec_loss
+from wovr.codec.conv import ConvCodec
+from wovr.codec.conv_training import codec_loss
 from wovr.core.config import load_config
 from wovr.core.dist import Dist
 from wovr.core.train import Trainer

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.stages.test_hallucination import make_episode
-from wovr.codec.conv import CodecDataConfig, ConvCodec, ConvCodecConfig
+from wovr.codec.conv import ConvCodec, ConvCodecConfig
+from wovr.codec.conv_training import CodecDataConfig
 from wovr.core.log import RunLog
 from wovr.dit.context import ContextConfig, layout
 from wovr.stages import imagined_groups

@@ -8,7 +8,8 @@ from typing import Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from wovr.codec.conv import CodecDataConfig, ConvCodecConfig
+from wovr.codec.conv import ConvCodecConfig
+from wovr.codec.conv_training import CodecDataConfig
 from wovr.codec.wan import WanCodecConfig
 from wovr.core.config import Config
 from wovr.core.dist import Dist

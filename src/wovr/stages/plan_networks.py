@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from wovr.codec.conv import CACHED_GROUPS, GROUP, ConvCodec, codec_loss
+from wovr.codec.conv import CACHED_GROUPS, GROUP, ConvCodec
+from wovr.codec.conv_training import codec_loss
 from wovr.codec.wan import WanCodec
 from wovr.core.checkpoint import read_header
 from wovr.core.config import Config, validate

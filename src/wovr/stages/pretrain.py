@@ -13,7 +13,8 @@ from typing import Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from wovr.codec.conv import CodecDataConfig, ConvCodec, ConvCodecConfig
+from wovr.codec.conv import ConvCodec, ConvCodecConfig
+from wovr.codec.conv_training import CodecDataConfig
 from wovr.core.checkpoint import write_json
 from wovr.core.dist import Dist
 from wovr.core.log import RunLog

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from wovr.codec.base import Codec
-from wovr.codec.conv import CodecBatches, CodecDataConfig, ConvCodec, codec_loss
+from wovr.codec.conv import ConvCodec
+from wovr.codec.conv_training import CodecBatches, CodecDataConfig, codec_loss
 from wovr.codec.wan import WanCodec
 from wovr.codec.wan_weights import load_wan_codec
 from wovr.core.dist import Dist

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wovr.codec.conv import GROUP, CodecDataConfig, ConvCodec, pixel_loss, weighted_groups
+from wovr.codec.conv import GROUP, ConvCodec
+from wovr.codec.conv_training import CodecDataConfig, pixel_loss, weighted_groups
 from wovr.core.checkpoint import link_file
 from wovr.core.log import RunLog
 from wovr.core.seed import normal, stream
