@@ -1,20 +1,18 @@
 """Wan2.2's VAE from disk: a folder or file of diffusers, the published `Wan2.2_VAE.pth`, or a file of wovr's own.
 
-The published file is a pickle. It is read by torch's restricted unpickler, which builds tensors and plain containers
-and executes nothing; a file that holds anything but tensors by name is refused. Weights are mapped from disk where the
-format allows it, so that reading them takes no second copy.
+The published file is a pickle, which `wovr.core.checkpoint.load_torch_file` reads without executing it. Weights are
+mapped from disk where the format allows it, so that reading them takes no second copy.
 """
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from wovr.codec.wan import WanCodec, WanCodecConfig
-from wovr.core.checkpoint import StoredTensor, check_tensors, load_torch_file, read_json, stored_tensors
+from wovr.core.checkpoint import StoredTensor, check_tensors, load_torch_file, read_json, renamed, stored_tensors
 from wovr.core.errors import UserError
 
 ORIGINAL = (
@@ -54,11 +52,7 @@ def check_wan_codec(path: Path, config: WanCodecConfig) -> dict[str, StoredTenso
     if (path / "config.json").is_file():
         _check_config(path / "config.json", config)
     found = stored_tensors(path) if path.is_dir() or path.suffix == ".safetensors" else _torch_file(path)
-    stored = {}
-    for name, tensor in found.items():
-        for pattern, replacement in ORIGINAL:
-            name = re.sub(pattern, replacement, name)
-        stored[name] = tensor
+    stored = renamed(found, ORIGINAL)
     latent = stored.get("post_quant_conv.weight")
     if latent is not None and latent.shape[:1] != (config.channels,):
         raise UserError(
@@ -66,7 +60,7 @@ def check_wan_codec(path: Path, config: WanCodecConfig) -> dict[str, StoredTenso
         )
     with torch.device("meta"):
         expected = {name: tuple(value.shape) for name, value in WanCodec(config).state_dict().items()}
-    check_tensors(path, expected, {name: tensor.shape for name, tensor in stored.items()}, "codec.wan")
+    check_tensors(path, expected, {name: tensor.shape for name, tensor in stored.items()}, "`codec.wan`")
     return stored
 
 

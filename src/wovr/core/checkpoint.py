@@ -13,7 +13,7 @@ import re
 import shutil
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -214,6 +214,16 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     for file in map(open_tensors, files):
         for name in file.keys():  # noqa: SIM118
             found[name] = StoredTensor(tuple(file.get_slice(name).get_shape()), partial(file.get_tensor, name))
+    return found
+
+
+def renamed(tensors: Mapping[str, StoredTensor], patterns: Iterable[tuple[str, str]]) -> dict[str, StoredTensor]:
+    """The same by other names: each pattern is replaced, in order."""
+    found = {}
+    for name, tensor in tensors.items():
+        for pattern, replacement in patterns:
+            name = re.sub(pattern, replacement, name)
+        found[name] = tensor
     return found
 
 

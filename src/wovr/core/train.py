@@ -218,12 +218,13 @@ def fit(
                 line |= {key: sum(step[key] for step in recent) / len(recent) for key in values}
                 recent = []
             if validate and (last or (config.validate_every and done % config.validate_every == 0)):
-                result = trainer.result() if config.patience else trainer.judged()
+                judged = trainer.result() if config.patience else trainer.judged()
                 with torch.no_grad():
-                    found = validate(result)
+                    found = validate(judged)
                 line |= {f"validation/{key}": value for key, value in found.items()}
                 if config.patience and dist.is_main and found[score] >= max([found[score], *_scores(history, score)]):
-                    save_tensors(state / BEST, result.state_dict(), step=str(done))
+                    save_tensors(state / BEST, judged.state_dict(), step=str(done))
+                del judged  # it may be a copy of gigabytes
                 model.train()
             if line:
                 history.append({"step": done, **line})

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wovr.core.checkpoint import StoredTensor, check_tensors, open_tensors, save_tensors, stored_tensors
+from wovr.core.checkpoint import StoredTensor, check_tensors, open_tensors, renamed, save_tensors, stored_tensors
 from wovr.dit.context import Layout
 from wovr.dit.model import PATCH, ActionDiT, DiTConfig, action_encoder
 from wovr.dit.rope import from_wan
@@ -132,12 +132,7 @@ def parts(name: str, shape: tuple[int, ...], config: DiTConfig) -> list[Part]:
 
 def index(path: Path) -> dict[str, StoredTensor]:
     """Every tensor in a file or folder by its name in Wan's original layout. UserError where there is none."""
-    found = {}
-    for name, tensor in stored_tensors(path).items():
-        for pattern, replacement in DIFFUSERS:
-            name = re.sub(pattern, replacement, name)
-        found[name] = tensor
-    return found
+    return renamed(stored_tensors(path), DIFFUSERS)
 
 
 def _ours(tensor: Tensor, part: Part) -> Tensor:

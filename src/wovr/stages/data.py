@@ -17,6 +17,11 @@ def refine_purpose(number: int) -> str:
     return f"refine-{number}"
 
 
+def rollouts(rounds: int) -> list[str]:
+    """Purposes of the policy's own rollouts: the collection and the first `rounds` refinement rounds."""
+    return [COLLECT, *map(refine_purpose, range(1, rounds + 1))]
+
+
 def split(names: Sequence[str], held_out: float) -> tuple[list[str], list[str]]:
     """(training, held-out) names: every k-th is held out, k = 1 / `held_out`. Tasks take turns in collection, so
     k coprime to their number spreads the held-out episodes over all tasks; otherwise the next k that is."""
@@ -34,7 +39,7 @@ def names_of(store: EpisodeStore, purpose: str) -> list[str]:
 def held_out_names(store: EpisodeStore, held_out: float, rounds: int) -> dict[str, list[str]]:
     """Held-out names by purpose: those of the collection and of every refinement round so far. UserError for none."""
     held: dict[str, list[str]] = {}
-    for purpose in [COLLECT, *(refine_purpose(number) for number in range(1, rounds + 1))]:
+    for purpose in rollouts(rounds):
         _, names = split(names_of(store, purpose), held_out)
         if names:
             held[purpose] = names
@@ -54,7 +59,7 @@ def training_data(
     """
     train: list[str] = names_of(store, DEMONSTRATIONS) if demonstrations else []
     held: list[str] = []
-    for purpose in [COLLECT, *(refine_purpose(number) for number in range(1, rounds + 1))]:
+    for purpose in rollouts(rounds):
         names = names_of(store, purpose)
         if not names:
             raise UserError(f"{store.folder}: expected episodes of purpose '{purpose}', found none; collect them first")
