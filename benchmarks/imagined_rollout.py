@@ -9,10 +9,6 @@ succeeds, so every trajectory runs to the horizon. The first rollout warms up; t
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from machine import device, now, write
 
 from wovr.codec.conv import ConvCodec, ConvCodecConfig
 from wovr.core.checkpoint import load_model
@@ -73,12 +69,6 @@ class Stopwatch:
         self._running = False
 
 
-def now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def build(run: Path | None, device: str) -> tuple[ImaginedWorld, SmallVLA]:
     if run is not None:
         model = load_world_model(newest(run, WORLD_CODEC), newest(run, DIT), device)
@@ -111,8 +101,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where to write the JSON beside printing it")
     arguments = parser.parse_args()
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    world, policy = build(arguments.run, device)
+    world, policy = build(arguments.run, device())
     owners = {"policy": policy, "dit": world.model.dit, "decode": world.model.codec, "reward": world.reward}
     watch = Stopwatch()
     for part, methods in PARTS.items():
@@ -144,15 +133,8 @@ def main() -> None:
         "chunks": arguments.chunks,
         "precision": precision(),
         "parameters": {part: sum(p.numel() for p in owner.parameters()) for part, owner in owners.items()},
-        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "load_before": round(os.getloadavg()[0], 2),
-        "torch": torch.__version__,
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n")
+    write(report, arguments.out)
 
 
 if __name__ == "__main__":

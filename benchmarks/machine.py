@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from wovr.core.hardware import device_name
 from wovr.dit.model import DiTConfig
 from wovr.stages.pipeline import load_experiment
 
@@ -102,9 +102,7 @@ def peak_gigabytes() -> float | None:
 def write(result: dict[str, Any], out: Path | None) -> None:
     """Print `result` with what it was measured on, and write it to `out` if that is given."""
     about = {
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else platform.processor() or platform.machine(),
+        "device": device_name(torch.device(device())),
         "threads": torch.get_num_threads(),
         "load_before": round(os.getloadavg()[0], 2),
         "torch": torch.__version__,
