@@ -1,12 +1,10 @@
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.distributed.ranks import start
 from wovr.core.dist import Dist, precision
 
 SCRIPT = """
@@ -42,18 +40,8 @@ dist.close()
 
 def launch(folder: Path, world_size: int) -> list[dict]:
     """Run the script as `torchrun` would; what each rank learned."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    processes = []
-    for rank in range(world_size):
-        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1"}
-        environment = {**os.environ, **ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, "-c", SCRIPT, str(folder)]
-        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    for rank, process in enumerate(start(SCRIPT, folder, world_size)):
+        assert process.wait(timeout=120) == 0, (folder / f"rank_{rank}.log").read_text()
     return [torch.load(folder / f"rank_{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 

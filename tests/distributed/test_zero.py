@@ -3,9 +3,6 @@
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.distributed.ranks import start
 from wovr.core.dist import Dist
 from wovr.core.errors import UserError
 from wovr.core.optim import OptimConfig
@@ -110,16 +108,8 @@ def launch(
     folder: Path, zero: int, kill_at: int | str = "never", processes: int = 2, *extra: str, worker: str = WORKER
 ) -> list[int]:
     """Exit statuses of the processes; when one was killed, so are the others, as the launcher does."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "OMP_NUM_THREADS": "1"}
     settings = str(ZERO / f"zero{zero}.json")
-    arguments = [sys.executable, "-c", worker, str(folder), settings, str(kill_at), CHECKPOINTING[zero], *extra]
-    ranks = []
-    for rank in range(processes):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-        with (folder / f"rank_{rank}.log").open("w") as log:
-            ranks.append(subprocess.Popen(arguments, env=os.environ | meeting | own, stdout=log, stderr=log))
+    ranks = start(worker, folder, processes, settings, str(kill_at), CHECKPOINTING[zero], *extra)
     while any(process.poll() is None for process in ranks):
         if any(process.poll() for process in ranks):
             for process in ranks:
