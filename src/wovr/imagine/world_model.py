@@ -36,8 +36,16 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 def for_inference(module: ModuleT, requested: Precision = "auto") -> ModuleT:
     """A frozen copy in evaluation mode whose weights are cast once; autocast would cast them at every step."""
-    dtype = torch.bfloat16 if precision(requested) == "bf16" else torch.float32
-    return copy.deepcopy(module).eval().requires_grad_(False).to(dtype)
+    return copy.deepcopy(module).eval().requires_grad_(False).to(_dtype(requested))
+
+
+def served(module: ModuleT) -> ModuleT:
+    """`module` itself where its weights have the precision of inference, else such a copy, which may be gigabytes."""
+    return module if next(module.parameters()).dtype == _dtype("auto") else for_inference(module)
+
+
+def _dtype(requested: Precision) -> torch.dtype:
+    return torch.bfloat16 if precision(requested) == "bf16" else torch.float32
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from torch import nn
 
 from wovr.codec.base import Codec
 from wovr.core.checkpoint import read_json
-from wovr.core.dist import precision
 from wovr.core.errors import UserError
 from wovr.core.seed import seed_everything, stream
 from wovr.core.types import Episode
@@ -18,7 +17,7 @@ from wovr.dit.context import layout
 from wovr.dit.model import ActionDiT
 from wovr.dit.weights import is_wan, load_wan
 from wovr.imagine.load import CODEC, DIT, REWARD, StoredCodec, load_dit, load_reward
-from wovr.imagine.world_model import WorldModel, for_inference
+from wovr.imagine.world_model import WorldModel, served
 from wovr.reward.classifier import RewardClassifier
 from wovr.stages.experiment import Workplace
 from wovr.stages.fit_world import Validation, WorldTraining
@@ -99,9 +98,7 @@ def validation(
     """Open loop from o_0 under recorded actions: agreement about success, false success, PSNR."""
     assert isinstance(dit, ActionDiT)
     config = place.experiment.world_model
-    dtype = torch.bfloat16 if precision() == "bf16" else torch.float32
-    network = dit if next(dit.parameters()).dtype == dtype else for_inference(dit)  # a copy may be gigabytes
-    model = WorldModel(codec, network.to(codec.device), config.context, config.flow)
+    model = WorldModel(codec, served(dit).to(codec.device), config.context, config.flow)
     # What was compiled for training's shapes would be compiled again for every other.
     with torch.compiler.set_stance("force_eager") if config.compile else nullcontext():
         report = replay_agreement(
