@@ -58,6 +58,13 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
         assert (info.length, info.success, info.seed) == (len(episode), episode.success, episode.seed)
 
 
+def test_a_second_camera_is_kept_where_there_is_one(tmp_path: Path) -> None:
+    plain, seen = make_episode(0), replace(make_episode(1), wrist_THWC=make_episode(2).frames_THWC)
+    store = EpisodeStore(tmp_path)
+    for name, episode in zip(store.append([plain, seen]), (plain, seen), strict=True):
+        assert_same(store.read(name), episode)
+
+
 def test_more_than_ten_episodes_and_shards_keep_their_order(tmp_path: Path) -> None:
     store = EpisodeStore(tmp_path)
     for batch in range(20):  # more shards than files held open

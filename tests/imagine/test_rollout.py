@@ -131,22 +131,27 @@ def test_a_policy_of_another_chunk_length_is_refused(starts):
 
 
 class ScriptedSimulator:
-    """Success is on at given steps; a frame shows the number of its step. Counts the env steps it computes."""
+    """Success is on at given steps; a frame shows the number of its step. Counts the env steps it computes.
 
-    suite, image_size, action_dim, horizon, num_initial_states = "scripted", IMAGE, A, 24, 5
+    Environment `loses[0]` is lost at its step `loses[1]`.
+    """
+
+    suite, image_size, action_dim, horizon, num_initial_states, max_batch = "scripted", IMAGE, A, 24, 5, 8
     tasks = (Task(0, "never", "never"), Task(1, "at nine", "at nine"))
 
-    def __init__(self):
-        self.computed = 0
+    def __init__(self, loses=(-1, -1)):
+        self.computed = self.rendered = 0
+        self.loses = loses
 
     def reset(self, starts):
         self.task_B = np.array([start.task_id for start in starts])
         self.step_B = np.zeros(len(starts), dtype=np.int64)
         return self._observe()
 
-    def step(self, actions_BA, active_B=None):
+    def step(self, actions_BA, active_B=None, *, render=True):
         assert actions_BA.shape == (len(self.step_B), A)
         self.computed += int(active_B.sum())
+        self.rendered += int(render)
         self.step_B += active_B
         return self._observe()
 
@@ -155,7 +160,8 @@ class ScriptedSimulator:
             np.uint8
         )
         success = (self.task_B == 1) & (self.step_B == 10)
-        return Observation(frames, success, self.step_B[:, None].astype(np.float64))
+        lost = (np.arange(len(self.step_B)) == self.loses[0]) & (self.step_B >= self.loses[1])
+        return Observation(frames, success, self.step_B[:, None].astype(np.float64), lost, frames + 1)
 
     def close(self): ...
 
@@ -163,12 +169,29 @@ class ScriptedSimulator:
 def test_the_true_simulator_goes_the_same_way():
     simulator = ScriptedSimulator()
     starts = [SimulatorStart(1, 0), SimulatorStart(0, 0), SimulatorStart(1, 1)]
-    batch = rollout(ChunkedSimulator(simulator, H), FakePolicy(), starts, seed=1, record=True)
+    batch = rollout(ChunkedSimulator(simulator, H, every_frame=True), FakePolicy(), starts, seed=1, record=True)
     assert batch.success_step_N.tolist() == [9, 24, 9], "action 9 leads to state 10"
     assert batch.instructions == ["at nine", "never", "at nine"]
     assert batch.steps_N.tolist() == [16, 24, 16] and simulator.computed == 56
     assert batch.recordings[0].states_TS[:, 0].tolist() == list(range(17))
     assert batch.recordings[1].frames_THWC[:, 0, 0, 0].tolist() == list(range(25))
+    assert batch.recordings[1].wrist_THWC[:, 0, 0, 0].tolist() == list(range(1, 26))
+    assert not batch.lost_N.any()
+
+
+def test_only_what_the_policy_sees_is_rendered_unless_it_is_recorded():
+    simulator = ScriptedSimulator()
+    batch = rollout(ChunkedSimulator(simulator, H), FakePolicy(), [SimulatorStart(0, 0)], seed=1)
+    assert simulator.computed == 24 and simulator.rendered == 3
+    assert batch.frames_NCHWC[0, :, 0, 0, 0].tolist() == [0, 8, 16]
+
+
+def test_a_lost_environment_ends_its_trajectory_alone():
+    simulator = ScriptedSimulator(loses=(1, 12))
+    starts = [SimulatorStart(0, 0), SimulatorStart(0, 1), SimulatorStart(0, 2)]
+    batch = rollout(ChunkedSimulator(simulator, H), FakePolicy(), starts, seed=1)
+    assert batch.lost_N.tolist() == [False, True, False]
+    assert batch.steps_N.tolist() == [24, 16, 24] and simulator.computed == 64
 
 
 def test_a_task_that_the_suite_lacks_is_named():

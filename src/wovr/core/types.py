@@ -47,12 +47,15 @@ class Episode:
     seed: int
     purpose: str
     """The ledger line that this rollout belongs to, for example `collect` or `refine-1`."""
+    wrist_THWC: Frames | None = None
+    """(T + 1, height, width, 3) from the camera at the hand, where there is one."""
 
     def __post_init__(self) -> None:
         steps = len(self.actions_TA)
         assert self.frames_THWC.dtype == np.uint8 and self.frames_THWC.ndim == 4
         assert len(self.frames_THWC) == steps + 1 == len(self.states_TS), "one frame and state more than actions"
         assert self.success_T.shape == (steps,) and self.success_T.dtype == np.bool_
+        assert self.wrist_THWC is None or (len(self.wrist_THWC) == steps + 1 and self.wrist_THWC.dtype == np.uint8)
 
     def __len__(self) -> int:
         return len(self.actions_TA)

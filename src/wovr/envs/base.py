@@ -20,6 +20,11 @@ class Observation:
     success_B: NDArray[np.bool_]
     """Whether the task's condition holds now."""
     states_BS: NDArray[np.float64]
+    """Simulator states; NaN pads those of tasks that have fewer numbers than others."""
+    lost_B: NDArray[np.bool_]
+    """Whether the environment was lost with its process: what it shows means nothing until the next reset."""
+    wrist_BHWC: Frames | None = None
+    """What the camera at the hand sees, where it was asked for."""
 
 
 class Simulator(Protocol):
@@ -33,13 +38,20 @@ class Simulator(Protocol):
     tasks: Sequence[Task]
     num_initial_states: int
     """Fixed initial states per task that evaluation uses; larger numbers are valid and disjoint from these."""
+    max_batch: int
+    """Most environments that run side by side. Speed and memory depend on it, trajectories do not."""
 
     def reset(self, starts: Sequence[SimulatorStart]) -> Observation:
         """Start one environment per entry of `starts`; B becomes `len(starts)`."""
         ...
 
-    def step(self, actions_BA: Actions, active_B: NDArray[np.bool_] | None = None) -> Observation:
-        """Advance the active environments by one step; the others stay as they are and are not rendered again."""
+    def step(
+        self, actions_BA: Actions, active_B: NDArray[np.bool_] | None = None, *, render: bool = True
+    ) -> Observation:
+        """Advance the active environments by one step; the others stay as they are and are not rendered again.
+
+        Without `render`, all frames are those that were seen last.
+        """
         ...
 
     def close(self) -> None: ...

@@ -47,15 +47,24 @@ class Chunk:
     probability_BT: NDArray[np.float32]
     """Success probability of each frame; 0 or 1 where the simulator knows."""
     states_BTS: NDArray[np.float64]
-    """Simulator states; S = 0 in imagination."""
+    """Simulator states, as in `Observation`; S = 0 in imagination."""
+    lost_B: NDArray[np.bool_]
+    """Whether the trajectory's environment was lost: it ends here, and is no trajectory of the policy."""
+    wrist_BTHWC: Frames | None = None
+    """What the camera at the hand sees, where there is one."""
 
     def select(self, rows: Rows) -> Chunk:
         """These trajectories alone, in this order."""
-        return Chunk(self.frames_BTHWC[rows], self.probability_BT[rows], self.states_BTS[rows])
+        wrist = None if self.wrist_BTHWC is None else self.wrist_BTHWC[rows]
+        return Chunk(
+            self.frames_BTHWC[rows], self.probability_BT[rows], self.states_BTS[rows], self.lost_B[rows], wrist
+        )
 
     def first(self, steps: int) -> Chunk:
         """The first frames alone."""
-        return Chunk(self.frames_BTHWC[:, :steps], self.probability_BT[:, :steps], self.states_BTS[:, :steps])
+        wrist = None if self.wrist_BTHWC is None else self.wrist_BTHWC[:, :steps]
+        frames, probability, states = self.frames_BTHWC, self.probability_BT, self.states_BTS
+        return Chunk(frames[:, :steps], probability[:, :steps], states[:, :steps], self.lost_B, wrist)
 
 
 class ChunkWorld(Protocol[StartT]):
@@ -90,13 +99,14 @@ class ChunkWorld(Protocol[StartT]):
 class ChunkedSimulator:
     """A true simulator as a `ChunkWorld`. Success is the simulator's own, so one frame is enough.
 
-    A larger `hold` makes trajectories run on past success: recordings then show what success looks like.
+    A larger `hold` makes trajectories run on past success: recordings then show what success looks like. Without
+    `every_frame` only the last frame of a chunk, which the policy sees, is rendered, and fills the others' place.
     """
 
     threshold = 0.5
 
-    def __init__(self, simulator: Simulator, chunk_length: int, hold: int = 1) -> None:
-        self.simulator, self.chunk_length, self.hold = simulator, chunk_length, hold
+    def __init__(self, simulator: Simulator, chunk_length: int, *, hold: int = 1, every_frame: bool = False) -> None:
+        self.simulator, self.chunk_length, self.hold, self.every_frame = simulator, chunk_length, hold, every_frame
         self.action_dim, self.horizon = simulator.action_dim, simulator.horizon
         self._instructions = {task.task_id: task.instruction for task in simulator.tasks}
         self._environments = 0
@@ -120,15 +130,24 @@ class ChunkedSimulator:
         active[self._rows_B] = True
         all_actions = np.zeros((self.chunk_length, self._environments, self.action_dim), dtype=np.float32)
         all_actions[:, self._rows_B] = actions_BHA.swapaxes(0, 1)
-        return self._chunk([self.simulator.step(actions, active) for actions in all_actions])
+        last = self.chunk_length - 1
+        observations = [
+            self.simulator.step(actions, active, render=self.every_frame or step == last)
+            for step, actions in enumerate(all_actions)
+        ]
+        return self._chunk(observations)
 
     def keep(self, rows: Rows) -> None:
         self._rows_B = self._rows_B[np.asarray(rows, dtype=np.int64)]
 
     def _chunk(self, observations: list[Observation]) -> Chunk:
         rows_B = self._rows_B
+        shown = observations if self.every_frame else [observations[-1]] * len(observations)
+        wrist = [observation.wrist_BHWC[rows_B] for observation in shown if observation.wrist_BHWC is not None]
         return Chunk(
-            np.stack([observation.frames_BHWC[rows_B] for observation in observations], axis=1),
+            np.stack([observation.frames_BHWC[rows_B] for observation in shown], axis=1),
             np.stack([observation.success_B[rows_B] for observation in observations], axis=1).astype(np.float32),
             np.stack([observation.states_BS[rows_B] for observation in observations], axis=1),
+            observations[-1].lost_B[rows_B],
+            np.stack(wrist, axis=1) if wrist else None,
         )

@@ -4,6 +4,7 @@
         data                        attributes total, problem_info, env_args (both JSON)
             demo_0                  attributes num_samples, instruction, suite, task_id, ... (`EpisodeInfo`)
                 obs/agentview_rgb   (N, height, width, 3) uint8, one frame per chunk
+                obs/eye_in_hand_rgb likewise, where there is a camera at the hand
                 actions             (N, A) float32
                 rewards             (N,) uint8, 1 where the action led to a frame that meets the task's condition
                 dones               (N,) uint8, 1 at the last sample
@@ -40,7 +41,7 @@ from wovr.core.checkpoint import write_atomic
 from wovr.core.errors import UserError
 from wovr.core.types import Actions, Episode, Frames, no_motion
 
-FRAMES = "obs/agentview_rgb"
+FRAMES, WRIST = "obs/agentview_rgb", "obs/eye_in_hand_rgb"
 COMPRESSION = {"compression": "gzip", "compression_opts": 1}
 MAX_OPEN_FILES = 16
 
@@ -131,7 +132,8 @@ class EpisodeStore:
         actions_TA, success_T = self.steps(name)
         with self._demo(name) as demo:
             frames_THWC, states_TS = demo[FRAMES][:], demo["states"][:]
-        return Episode(frames_THWC, actions_TA, success_T, states_TS, **info)
+            wrist_THWC = demo[WRIST][:] if WRIST in demo else None
+        return Episode(frames_THWC, actions_TA, success_T, states_TS, wrist_THWC=wrist_THWC, **info)
 
     def iter(self, purpose: str | None = None) -> Iterator[Episode]:
         """Whole episodes, oldest first; with `purpose`, only those of that ledger line."""
@@ -220,8 +222,10 @@ def _write_demo(demo: h5py.Group, episode: Episode) -> None:
         "dones": (np.arange(samples) == samples - 1).astype(np.uint8),
         "states": episode.states_TS,
     }
+    if episode.wrist_THWC is not None:
+        arrays[WRIST] = episode.wrist_THWC
     for name, array in arrays.items():
-        chunks = (1, *array.shape[1:]) if name == FRAMES else array.shape
+        chunks = (1, *array.shape[1:]) if name in (FRAMES, WRIST) else array.shape
         packing = {"chunks": chunks, **COMPRESSION} if array.size else {}  # HDF5 cannot chunk an empty array
         demo.create_dataset(name, data=array, **packing)
     demo.attrs.update(

@@ -38,13 +38,17 @@ class Recording:
     """(T + 1, height, width, 3)."""
     states_TS: NDArray[np.float64]
     """(T + 1, S)."""
+    wrist_THWC: Frames | None
+    """As `frames_THWC`, where there is a camera at the hand."""
 
     @classmethod
     def of(cls, pieces: Sequence[Chunk]) -> Self:
         """From the start and the chunks of one trajectory."""
+        wrist = [piece.wrist_BTHWC[0] for piece in pieces if piece.wrist_BTHWC is not None]
         return cls(
             np.concatenate([piece.frames_BTHWC[0] for piece in pieces]),
             np.concatenate([piece.states_BTS[0] for piece in pieces]),
+            np.concatenate(wrist) if wrist else None,
         )
 
 
@@ -68,6 +72,8 @@ class RolloutBatch:
     limit_N: NDArray[np.int64]
     """Env steps after which a trajectory without success was ended: the horizon, or less where asked for."""
     chunk_mask_NC: NDArray[np.bool_]
+    lost_N: NDArray[np.bool_]
+    """Whether the simulator lost the trajectory's environment: what there is of it says nothing of the policy."""
     recordings: list[Recording] = field(default_factory=list)
     """One per trajectory if frames were recorded, else empty."""
 
@@ -191,6 +197,7 @@ class _Log:
         self.actions_NTA = np.zeros((N, horizon, A), dtype=np.float32)
         self.probability_NT = np.zeros((N, horizon), dtype=np.float32)
         self.chunk_mask_NC = np.zeros((N, self.chunks), dtype=np.bool_)
+        self.lost_N = np.zeros(N, dtype=np.bool_)
         self.pieces: list[list[Chunk]] = [[] for _ in range(N)]
 
     def start(self, rows_B: NDArray[np.int64], chunk: Chunk, instructions: Sequence[str]) -> None:
@@ -204,7 +211,8 @@ class _Log:
     def chunk(
         self, rows_B: NDArray[np.int64], c: int, frames_BHWC: Frames, action: PolicyBatch, chunk: Chunk
     ) -> NDArray[np.bool_]:
-        """Note chunk `c` of these trajectories. Returns which of them end here: by success or by their limit.
+        """Note chunk `c` of these trajectories. Returns which of them end here: by success, by their limit or
+        because they are lost.
 
         The whole trajectory is judged, so that a hold may begin in one chunk and end in the next.
         """
@@ -216,9 +224,10 @@ class _Log:
         self.actions_NTA[rows_B, span] = action.actions_BHA[:, : span.stop - span.start]
         self.probability_NT[rows_B, span] = chunk.probability_BT
         self.chunk_mask_NC[rows_B, c] = True
+        self.lost_N[rows_B] = chunk.lost_B
         self._record(rows_B, chunk)
         succeeded_B = self._success_steps()[rows_B] < self.horizon
-        return succeeded_B | (self.limit_N[rows_B] <= span.stop)
+        return succeeded_B | (self.limit_N[rows_B] <= span.stop) | chunk.lost_B
 
     def batch(self, group_N: NDArray[np.int64]) -> RolloutBatch:
         """All that was noted."""
@@ -233,6 +242,7 @@ class _Log:
             success_step_N=self._success_steps(),
             limit_N=self.limit_N,
             chunk_mask_NC=self.chunk_mask_NC,
+            lost_N=self.lost_N,
             recordings=[Recording.of(pieces) for pieces in self.pieces if pieces],
         )
 

@@ -73,4 +73,9 @@ class ImaginedWorld:
         repeated = [instruction for instruction in instructions for _ in range(steps)]
         frames_NHWC = frames_BTHWC.flatten(0, 1).to(self.model.device)
         probability_BT = self.reward.probability(frames_NHWC, repeated).unflatten(0, (batch, steps))
-        return Chunk(frames_BTHWC.cpu().numpy(), probability_BT.cpu().numpy(), np.zeros((batch, steps, 0)))
+        return Chunk(
+            frames_BTHWC.cpu().numpy(),
+            probability_BT.cpu().numpy(),
+            np.zeros((batch, steps, 0)),
+            np.zeros(batch, dtype=np.bool_),
+        )

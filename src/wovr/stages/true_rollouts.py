@@ -34,7 +34,7 @@ def collect_episodes(place: Workplace, policy: Policy, count: int, *, purpose: s
     """Add rollouts of `policy` to the store until it holds `count` of `purpose`; goes on where it stopped."""
     store, simulator, config = place.episodes(), place.simulator(), place.experiment.collect
     starts = training_starts(simulator, count, first_init)
-    world = ChunkedSimulator(simulator, policy.chunk_length, hold=SUCCESS_FRAMES)
+    world = ChunkedSimulator(simulator, policy.chunk_length, hold=SUCCESS_FRAMES, every_frame=True)
     done = len(names_of(store, purpose))
     with place.log.progress(f"collect {purpose}", count, done) as bar:
         for number in range(done // SHARD, -(-count // SHARD)):

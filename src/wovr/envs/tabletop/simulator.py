@@ -33,6 +33,7 @@ class Tabletop:
     suite: str = "tabletop"
     action_dim: int = 3
     tasks: Sequence[Task] = TASKS
+    max_batch: int = 128
 
     def __init__(self, config: TabletopConfig) -> None:
         self.image_size = config.image_size
@@ -56,13 +57,15 @@ class Tabletop:
         self._frames = np.zeros((len(scenes), self.image_size, self.image_size, 3), np.uint8)
         return self._observe(np.arange(len(scenes)))
 
-    def step(self, actions_BA: Actions, active_B: NDArray[np.bool_] | None = None) -> Observation:
+    def step(
+        self, actions_BA: Actions, active_B: NDArray[np.bool_] | None = None, *, render: bool = True
+    ) -> Observation:
         """Advance the active tables; see the protocol."""
         assert actions_BA.shape == (len(self._tables), self.action_dim), actions_BA.shape
         rows = np.arange(len(self._tables)) if active_B is None else np.flatnonzero(active_B)
         for row in rows:
             self._tables[row].step(actions_BA[row])
-        return self._observe(rows)
+        return self._observe(rows if render else rows[:0])
 
     @property
     def plates_B22(self) -> NDArray[np.float64]:
@@ -78,7 +81,7 @@ class Tabletop:
             self._frames = self._frames.copy()
             self._frames[rows] = self._render(rows, states)
         success = np.array([t.success(i) for t, i in zip(self._tables, self._task_ids, strict=True)])
-        return Observation(self._frames, success, states)
+        return Observation(self._frames, success, states, np.zeros(len(states), dtype=np.bool_))
 
     def _render(self, rows: NDArray[np.intp], states_BS: NDArray[np.float64]) -> Frames:
         return self._renderer.draw(self._canvas[rows], states_BS[rows], self._colours[rows])
