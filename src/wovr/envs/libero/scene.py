@@ -1,0 +1,200 @@
+"""One LIBERO environment in this process: reset by number, step, look. Imports mujoco and hf-libero when made.
+
+robosuite's own environment renders every camera at every step, with the mirror images of floor and table, and builds
+everything anew at a reset. Here a picture is rendered when it is asked for, and a task's model is built once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wovr.core.types import Actions, Frames, no_motion
+
+CAMERA, WRIST = "agentview", "robot0_eye_in_hand"
+ACTION_DIM = 7
+PLACEMENTS = 50
+"""Placements that are tried: the samplers give up now and then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a scene is rendered; fields as in `LiberoConfig`."""
+
+    image_size: int
+    wrist: bool
+    shadows: bool
+    reflections: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a process needs to know before it imports LIBERO."""
+
+    package: Path
+    assets: Path
+    gl: str
+    folder: Path
+    """For what the libraries write; the parent removes it."""
+    look: Look
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """One start."""
+
+    task_file: str
+    seed: int
+    """Places the fixtures, and everything else where no state is given."""
+    state_S: NDArray[np.float64] | None
+    """The shipped initial state."""
+    settle_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """What one environment shows: (height, width, 3) pictures, None where none was rendered."""
+
+    frame_HWC: Frames | None
+    wrist_HWC: Frames | None
+    success: bool
+    state_S: NDArray[np.float64]
+
+
+class Scene:
+    """The environment of one task."""
+
+    def __init__(self, task_file: str, look: Look) -> None:
+        from libero.libero.envs.env_wrapper import ControlEnv
+        from robosuite.utils.errors import RandomizationError
+
+        self._misplaced = RandomizationError
+        self._look = look
+        for seed in range(PLACEMENTS):
+            np.random.seed(seed)  # noqa: NPY002  (robosuite draws from the global state)
+            try:
+                control = ControlEnv(
+                    bddl_file_name=task_file,
+                    use_camera_obs=False,
+                    has_offscreen_renderer=False,
+                    ignore_done=True,
+                    hard_reset=False,
+                )
+                break
+            except RandomizationError:
+                continue
+        else:
+            raise RuntimeError(f"no placement found in {PLACEMENTS} trials")
+        self._env: Any = control.env
+        # Nobody reads robosuite's observations, which cost a tenth of a step.
+        self._env._observables = {}
+        model = self._env.sim.model._model
+        # What an episode changes in the model: fixtures are placed, and the stove's burner glows.
+        self._kept = {name: getattr(model, name).copy() for name in ("body_pos", "body_quat", "site_rgba")}
+        self._eye = _Eye(model, look)
+
+    def reset(self, begin: Begin) -> Glance:
+        """Begin at the given state, or at one that the task's samplers draw; the same start gives the same episode."""
+        env = self._env
+        model = env.sim.model._model
+        for name, values in self._kept.items():
+            getattr(model, name)[:] = values
+        np.random.seed(begin.seed)  # noqa: NPY002
+        # Not ControlEnv.reset, which swallows every exception and tries again for ever.
+        for trial in range(PLACEMENTS):
+            try:
+                env.reset()
+                break
+            except self._misplaced:
+                if trial == PLACEMENTS - 1:
+                    raise
+        if begin.state_S is not None:
+            env.sim.set_state_from_flattened(begin.state_S)
+            env.sim.forward()
+            env._check_success()
+            env._post_process()
+        self._shown_rgba = model.site_rgba.copy()
+        for _ in range(begin.settle_steps):
+            self._advance(no_motion(ACTION_DIM))
+        return self.look()
+
+    def step(self, action_A: Actions, *, render: bool) -> Glance:
+        """One env step: 25 physics steps of 2 ms under the controller of end-effector deltas."""
+        self._advance(action_A)
+        return self.look(render=render)
+
+    def look(self, *, render: bool = True) -> Glance:
+        """The present state, and pictures of it rotated by 180 degrees, as policies are trained on."""
+        sim = self._env.sim
+        frame = wrist = None
+        if render:
+            frame = self._picture(CAMERA)
+            wrist = self._picture(WRIST) if self._look.wrist else None
+        return Glance(frame, wrist, bool(self._env._check_success()), sim.get_state().flatten())
+
+    def poses(self) -> dict[str, NDArray[np.float64]]:
+        """Privileged state by name; see `Libero.poses`."""
+        sim = self._env.sim
+        model, data = sim.model, sim.data
+        poses = {
+            name: np.concatenate([data.body_xpos[i], data.body_xquat[i]])
+            for i, name in enumerate(model.body_names)
+            if not name.startswith(("robot0_", "gripper0_", "mount0_"))
+        }
+        for name, body in self._env.obj_body_id.items():
+            poses[name] = np.concatenate([data.body_xpos[body], data.body_xquat[body]])
+        for name, number in [(name, model.site_name2id(name)) for name in self._env.object_sites_dict]:
+            poses[name] = _site_pose(data, number)
+        poses["hand"] = _site_pose(data, model.site_name2id("gripper0_grip_site"))
+        poses["fingers"] = np.array([data.get_joint_qpos(f"gripper0_finger_joint{i}") for i in (1, 2)])
+        return poses
+
+    def close(self) -> None:
+        self._eye.close()
+
+    def _advance(self, action_A: Actions) -> None:
+        # LIBERO renders within the step, before its sites change: the burner is seen to glow one step late.
+        self._shown_rgba = self._env.sim.model._model.site_rgba.copy()
+        self._env.step(action_A)
+
+    def _picture(self, camera: str) -> Frames:
+        sites = self._env.sim.model._model.site_rgba
+        present = sites.copy()
+        sites[:] = self._shown_rgba
+        picture = self._eye.picture(self._env.sim.data._data, camera)
+        sites[:] = present
+        return picture
+
+
+class _Eye:
+    """Renders a model at one size."""
+
+    def __init__(self, model: Any, look: Look) -> None:
+        import mujoco
+
+        model.vis.global_.offwidth = model.vis.global_.offheight = look.image_size
+        self._renderer = mujoco.Renderer(model, look.image_size, look.image_size)
+        self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = look.shadows
+        self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = look.reflections
+        self._option = mujoco.MjvOption()
+        self._option.geomgroup[0] = 0  # collision shapes
+
+    def picture(self, data: Any, camera: str) -> Frames:
+        self._renderer.update_scene(data, camera, self._option)
+        # The renderer turns GL's picture upright; LIBERO does not, and policies see that one rotated by 180 degrees.
+        return np.ascontiguousarray(self._renderer.render()[:, ::-1])
+
+    def close(self) -> None:
+        self._renderer.close()
+
+
+def _site_pose(data: Any, site: int) -> NDArray[np.float64]:
+    import mujoco
+
+    quaternion = np.zeros(4)
+    mujoco.mju_mat2Quat(quaternion, data.site_xmat[site].reshape(9))
+    return np.concatenate([data.site_xpos[site], quaternion])
