@@ -22,7 +22,10 @@ def print_result(run: RunFolder) -> None:
     console = Console(highlight=False)
     console.print(success_table(stages["eval"]["summary"]))
     print_world_model(run)
-    spent = (f"{purpose} {total['episodes']}" for purpose, total in run.ledger().items())
+    spent = (
+        f"{purpose} {total['episodes']}" + (f" and {total['lost']} lost" if "lost" in total else "")
+        for purpose, total in run.ledger().items()
+    )
     console.print(f"True rollouts: {', '.join(spent)}")
     console.print(f"Time: {duration(sum(stage['seconds'] for stage in stages.values()))} for all stages")
     console.print(f"Report: {run.path / REPORT}", soft_wrap=True)
@@ -53,7 +56,7 @@ def success_table(evaluation: dict[str, Any]) -> Table:
     """One row per policy of `eval`'s summary: rate, Wilson interval, paired difference to the base in points."""
     from wovr.stages.report import POLICIES
 
-    table = Table(title="Success in the true simulator")
+    table = Table(title=f"Success in {evaluation['world']}")
     for column in ("policy", "success", "95 % interval", "episodes", "against base"):
         table.add_column(column, justify="left" if column == "policy" else "right")
     for policy, title in POLICIES.items():

@@ -19,6 +19,7 @@ from wovr.dit.model import ActionDiT, DiTConfig
 from wovr.dit.weights import load_wan, save_wan
 from wovr.flow.schedule import FlowConfig
 from wovr.imagine.load import DIT, save_dit
+from wovr.stages.evaluate import TRUE
 from wovr.stages.pipeline import STAGES
 
 COMMANDS_WITH_CONFIG = ["sft", "collect", "train-wm", "rl", "refine", "eval", "report", "run"]
@@ -54,7 +55,7 @@ def stages_run(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
         ran.append((name, place.experiment.seed, place.experiment.rl.updates))
         rate = {"rate": 0.5, "successes": 1, "n": 2, "ci95": [0.1, 0.9]}
         paired = {"difference": 0.25, "ci95": [0.1, 0.4]}
-        return {"base": rate, "pace": rate, "pace_minus_base": paired} if name == "eval" else {}
+        return {"world": TRUE, "base": rate, "pace": rate, "pace_minus_base": paired} if name == "eval" else {}
 
     for name, stage in STAGES.items():
         monkeypatch.setattr(importlib.import_module(stage.module), "run", functools.partial(run, name=name))

@@ -3,11 +3,13 @@ import pytest
 
 from wovr.core.errors import UserError
 from wovr.core.seed import stream
+from wovr.core.train import TrainConfig
 from wovr.core.types import SimulatorStart
 from wovr.envs.tabletop import Demonstrator, Player, Tabletop, TabletopConfig, goal, play_scene
 from wovr.envs.tabletop.physics import GAP_EMPTY, GAP_OPEN, REACH, Table
 from wovr.envs.tabletop.scene import BLOCK_HALF, SUITE_COLOURS, TASKS, WELL_RADIUS, Scene
-from wovr.stages.sft import demonstrate
+from wovr.stages.demonstrations import demonstrate
+from wovr.stages.experiment import CodecStageConfig, Experiment, SftConfig
 
 OPEN, CLOSE = -1.0, 1.0
 
@@ -26,6 +28,10 @@ def go(table, x, y, grip):
     """Straight to a place."""
     while np.abs(np.array([x, y]) - table.gripper).max() > 1e-6:
         act(table, (*np.clip((np.array([x, y]) - table.gripper) / REACH, -1, 1), grip))
+
+
+def experiment(**sft):
+    return Experiment(codec=CodecStageConfig(train=TrainConfig(steps=1)), sft=SftConfig(**sft))
 
 
 def starts(n, first=0):
@@ -132,9 +138,7 @@ def test_pictures_show_what_matters():
 
 def test_skill_decides_success_and_near_misses_happen():
     simulator = Tabletop(TabletopConfig())
-    episodes = {
-        skill: demonstrate(simulator, starts(48, 500), skill=skill, offset=(0.0, 0.0), seed=0) for skill in (1.0, 0.1)
-    }
+    episodes = {skill: demonstrate(simulator, starts(48, 500), experiment(skill=skill)) for skill in (1.0, 0.1)}
     rate = {skill: np.mean([episode.success for episode in found]) for skill, found in episodes.items()}
     assert rate[1.0] == 1.0
     assert 0.1 < rate[0.1] < 0.8
@@ -146,7 +150,7 @@ def test_an_offset_moves_every_aim():
     simulator = Tabletop(TabletopConfig())
     grasped = {}
     for offset in ((0.0, 0.0), (2.0, 3.0)):
-        episodes = demonstrate(simulator, starts(24, 500), skill=1.0, offset=offset, seed=0)
+        episodes = demonstrate(simulator, starts(24, 500), experiment(skill=1.0, offset=offset))
         first = [int(np.argmax(episode.states_TS[:, 3] >= 0)) for episode in episodes]
         assert all(first), "a small offset still grasps"
         closing = [episode.states_TS[t - 3, :2] for t, episode in zip(first, episodes, strict=True)]

@@ -17,6 +17,7 @@ from wovr.core.train import TrainConfig
 from wovr.kir.bank import KeyframeBank
 from wovr.metrics.success import Rate
 from wovr.stages import curves, hallucination, report, world_model_eval
+from wovr.stages.evaluate import TRUE
 from wovr.stages.experiment import CodecStageConfig, Experiment, Workplace
 from wovr.stages.pictures import animation, strip
 from wovr.stages.replay import Replay, save_replays
@@ -44,7 +45,13 @@ def write_evaluation(run, name, successes):
     tasks = {
         instruction: Rate.of(successes[task::2]).to_dict() for task, instruction in enumerate([INSTRUCTION, "lift it"])
     }
-    content = {"policy": name, "episodes": episodes, "success": Rate.of(successes).to_dict(), "tasks": tasks}
+    content = {
+        "policy": name,
+        "world": TRUE,
+        "episodes": episodes,
+        "success": Rate.of(successes).to_dict(),
+        "tasks": tasks,
+    }
     write_json(run / "eval" / f"{name}.json", content)
 
 

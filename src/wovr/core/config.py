@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -23,6 +23,9 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+
+KIND = "kind"
+"""Key that tells which of several models a section follows."""
 
 
 def load_config(schema: type[C], path: Path, overrides: Iterable[str] = ()) -> C:
@@ -103,7 +106,8 @@ def _anchor(raw: dict[str, Any], schema: type[BaseModel], folder: Path) -> None:
     still continue its runs, whose folders keep the config.
     """
     for key, field in schema.model_fields.items():
-        value, section = raw.get(key), _section(schema, key)
+        value = raw.get(key)
+        section = _section(schema, key, value.get(KIND) if isinstance(value, dict) else None)
         if isinstance(value, dict) and section is not None:
             _anchor(value, section, folder)
         elif isinstance(value, str) and Path in (field.annotation, *get_args(field.annotation)):
@@ -131,10 +135,10 @@ def _assign(raw: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _first_problem(schema: type[BaseModel], error: ValidationError) -> str:
     problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
+    path, siblings = _place(schema, problem["loc"])
+    key = ".".join(path)
     if problem["type"] == "extra_forbidden":
-        siblings = _fields_at(schema, problem["loc"][:-1])
-        close = difflib.get_close_matches(str(problem["loc"][-1]), siblings, n=1)
+        close = difflib.get_close_matches(path[-1], siblings, n=1)
         return f"unknown key '{key}'" + (
             f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(siblings)}"
         )
@@ -142,17 +146,33 @@ def _first_problem(schema: type[BaseModel], error: ValidationError) -> str:
     return f"key '{key}': {said[0].lower()}{said[1:]}, found {problem['input']!r}"
 
 
-def _fields_at(schema: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    for part in loc:
-        section = _section(schema, str(part))
-        if section is None:
-            return []
-        schema = section
-    return list(schema.model_fields)
+def _place(schema: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[str], list[str]]:
+    """The keys that lead to a problem, as the file has them, and the names that the last one could have had.
+
+    Where a section comes in several kinds, pydantic puts the kind behind its key.
+    """
+    path: list[str] = []
+    siblings: list[str] = []
+    section: type[BaseModel] | None = schema
+    parts = [str(part) for part in loc]
+    while parts:
+        path.append(parts.pop(0))
+        siblings = list(section.model_fields) if section else []
+        kinds = _sections(section, path[-1]) if section else []
+        kind = parts.pop(0) if len(kinds) > 1 and parts else None
+        section = _section(section, path[-1], kind) if section else None
+    return path, siblings
 
 
-def _section(schema: type[BaseModel], key: str) -> type[BaseModel] | None:
-    """The model under a key that holds one, or one or nothing."""
+def _section(schema: type[BaseModel], key: str, kind: str | None = None) -> type[BaseModel] | None:
+    """The model under a key that holds one, or one or nothing; of several that of this kind, or else the first."""
+    kinds = _sections(schema, key)
+    asked = [one for one in kinds if KIND in one.model_fields and one.model_fields[KIND].default == kind]
+    return next(iter(asked + kinds), None)
+
+
+def _sections(schema: type[BaseModel], key: str) -> list[type[BaseModel]]:
     field = schema.model_fields.get(key)
     candidates = (field.annotation, *get_args(field.annotation)) if field else ()
-    return next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    plain = [one.__origin__ if get_origin(one) is Annotated else one for one in candidates]
+    return [kind for kind in plain if isinstance(kind, type) and issubclass(kind, BaseModel)]

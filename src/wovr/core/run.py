@@ -2,7 +2,8 @@
 
 runs/NAME/config.yaml     the whole config; opening the folder with another one is an error
           manifest.json   {format, wovr, seed, stages: {name: {finished, seconds, summary}}}
-          ledger.jsonl    one line per batch of true rollouts: {key, purpose, stage, episodes, steps}
+          ledger.jsonl    one line per batch of true rollouts: {key, purpose, stage, episodes, steps}, and
+                          `lost` where the simulator died under some
           sft/ …          what each stage writes
 """
 
@@ -108,8 +109,11 @@ class RunFolder:
         if not self._follows:
             write_json(self.path / "manifest.json", self._manifest)
 
-    def add_rollouts(self, purpose: str, *, episodes: int, steps: int, stage: str, key: str) -> None:
-        """Write true-simulator rollouts to the ledger. The same `key` again, after a resume, counts once."""
+    def add_rollouts(self, purpose: str, *, episodes: int, steps: int, stage: str, key: str, lost: int = 0) -> None:
+        """Write true-simulator rollouts to the ledger. The same `key` again, after a resume, counts once.
+
+        `lost` episodes, whose simulator died under them, come on top of `episodes`.
+        """
         if self._follows:
             return
         assert self._lock is not None, "a run folder opened with `read` is not written"
@@ -117,15 +121,17 @@ class RunFolder:
         if any(line["key"] == key for line in read_records(ledger)):
             return
         record = {"key": key, "purpose": purpose, "stage": stage, "episodes": episodes, "steps": steps}
-        append_record(ledger, record)
+        append_record(ledger, record | ({"lost": lost} if lost else {}))
 
     def ledger(self) -> dict[str, dict[str, int]]:
-        """{purpose: {episodes, steps}} of all true-simulator rollouts so far."""
+        """{purpose: {episodes, steps}} of all true-simulator rollouts so far, and `lost` where some were."""
         totals: dict[str, dict[str, int]] = {}
         for line in read_records(self.path / "ledger.jsonl"):
             total = totals.setdefault(line["purpose"], {"episodes": 0, "steps": 0})
             total["episodes"] += line["episodes"]
             total["steps"] += line["steps"]
+            if "lost" in line:
+                total["lost"] = total.get("lost", 0) + line["lost"]
         return totals
 
     def close(self) -> None:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Self, TypeVar
+from itertools import compress
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -79,6 +80,14 @@ class RolloutBatch:
 
     def __len__(self) -> int:
         return len(self.group_N)
+
+    def select(self, rows_N: NDArray[np.bool_]) -> RolloutBatch:
+        """These trajectories alone, in their order."""
+        kept: dict[str, Any] = {}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            kept[one.name] = value[rows_N] if isinstance(value, np.ndarray) else list(compress(value, rows_N))
+        return RolloutBatch(**kept)
 
     @property
     def success_N(self) -> NDArray[np.bool_]:

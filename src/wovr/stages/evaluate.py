@@ -1,22 +1,43 @@
-"""True success of the base, imagination and PACE policies on fixed initial states, paired across policies."""
+"""True success of the base, imagination and PACE policies on fixed initial states, paired across policies.
+
+Where all there is are recordings, the policies act in the newest world model instead, from the first frames of held-out
+episodes: imagined success, which is worth as much as the replay of these episodes (`wovr.stages.hallucination`) agrees.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from wovr.core.checkpoint import write_json
+from wovr.core.errors import UserError
 from wovr.core.types import SimulatorStart
-from wovr.envs.chunked import ChunkedSimulator
+from wovr.envs.chunked import ChunkedSimulator, ChunkWorld
+from wovr.envs.recorded import RecordedConfig
+from wovr.imagine.load import DIT, REWARD, WORLD_CODEC, load_reward, load_world_model, newest
 from wovr.imagine.rollout import rollout
+from wovr.imagine.world import ImaginedWorld
+from wovr.kir.mine import first_frame_start
 from wovr.metrics.success import Rate, paired_difference
 from wovr.policy.base import Policy
+from wovr.stages.data import held_out_names
 from wovr.stages.experiment import Workplace
 from wovr.stages.refine import last_policy
 from wovr.stages.rl import IMAGINATION
 from wovr.stages.sft import POLICY, load_policy
 
 BATCH = 100
+TRUE, IMAGINED = "the true simulator", "imagination"
+"""Where success was measured."""
+
+Key = tuple[int, int, int]
+"""(task, initial state or held-out episode, repeat)."""
+Judge = Callable[[Policy, str], list[dict[str, Any]]]
+"""(policy, its name) -> its episodes."""
 
 
 def run(place: Workplace) -> dict[str, Any]:
@@ -27,58 +48,113 @@ def run(place: Workplace) -> dict[str, Any]:
     refined = last_policy(place)
     if refined is not None:
         policies["pace"] = refined
-    summary: dict[str, Any] = {}
-    outcome: dict[str, list[bool]] = {}
-    for name, path in policies.items():
-        found = evaluate(place, load_policy(path), name)
-        write_json(place.run.folder("eval") / f"{name}.json", found)
-        outcome[name] = [episode["success"] for episode in found["episodes"]]
-        summary[name] = found["success"]
-        if name != "base":
-            paired = paired_difference(outcome["base"], outcome[name])
-            summary[f"{name}_minus_base"] = {"difference": paired.difference, "ci95": list(paired.ci95)}
+    recorded = isinstance(place.experiment.simulator, RecordedConfig)
+    summary: dict[str, Any] = {"world": IMAGINED if recorded else TRUE}
+    outcomes: dict[str, dict[Key, bool]] = {}
+    with _imagined(place) if recorded else _true(place) as judge:
+        for name, path in policies.items():
+            episodes = judge(load_policy(path), name)
+            found = _found(name, summary["world"], episodes)
+            write_json(place.run.folder("eval") / f"{name}.json", found)
+            outcomes[name] = {(e["task_id"], e["init_id"], e["repeat"]): e["success"] for e in episodes}
+            summary[name] = found["success"]
+            common = [key for key in outcomes[name] if key in outcomes["base"]]
+            if name != "base" and common:
+                paired = paired_difference(*([outcomes[one][key] for key in common] for one in ("base", name)))
+                summary[f"{name}_minus_base"] = {"difference": paired.difference, "ci95": list(paired.ci95)}
     return summary
 
 
-def evaluate(place: Workplace, policy: Policy, name: str) -> dict[str, Any]:
-    """One policy on every (task, initial state, repeat); the same draws for every policy of one seed."""
-    config, simulator = place.experiment.eval, place.simulator()
-    world = ChunkedSimulator(simulator, policy.chunk_length)
-    keys = [
-        (task.task_id, init, repeat)
-        for repeat in range(config.repeats)
-        for init in range(config.initial_states)
-        for task in simulator.tasks
-    ]
+def _found(name: str, world: str, episodes: list[dict[str, Any]]) -> dict[str, Any]:
+    """What one policy's file holds."""
+    if not episodes:
+        raise UserError(f"evaluate {name}: expected rollouts, found every one of them lost by the simulator")
+    tasks: dict[str, list[bool]] = {}
+    for episode in episodes:
+        tasks.setdefault(episode["instruction"], []).append(episode["success"])
+    return {
+        "policy": name,
+        "world": world,
+        "episodes": episodes,
+        "success": Rate.of([episode["success"] for episode in episodes]).to_dict(),
+        "tasks": {instruction: Rate.of(success).to_dict() for instruction, success in tasks.items()},
+    }
+
+
+@contextmanager
+def _true(place: Workplace) -> Iterator[Judge]:
+    """In the true simulator: every (task, initial state, repeat), the same draws for every policy of one seed."""
+    config = place.experiment.eval
+    with closing(place.simulator()) as simulator:
+        keys = [
+            (task.task_id, init, repeat)
+            for repeat in range(config.repeats)
+            for init in range(config.initial_states)
+            for task in simulator.tasks
+        ]
+        starts = [SimulatorStart(task, init) for task, init, _ in keys]
+
+        def judge(policy: Policy, name: str) -> list[dict[str, Any]]:
+            world = ChunkedSimulator(simulator, policy.chunk_length)
+            episodes = _roll(place, world, policy, starts, keys, name, min(BATCH, simulator.max_batch))
+            steps, lost = sum(episode["steps"] for episode in episodes), len(keys) - len(episodes)
+            key = f"evaluation/{name}"
+            place.run.add_rollouts("evaluation", episodes=len(episodes), steps=steps, lost=lost, stage="eval", key=key)
+            return episodes
+
+        yield judge
+
+
+@contextmanager
+def _imagined(place: Workplace) -> Iterator[Judge]:
+    """In the newest world model: every held-out episode's first frame."""
+    config, store, run = place.experiment, place.episodes(), place.run.path
+    held = held_out_names(store, config.collect.held_out, config.refine.rounds)
+    model = load_world_model(newest(run, WORLD_CODEC), newest(run, DIT), place.dist.device)
+    reward = load_reward(newest(run, REWARD), place.dist.device)
+    world = ImaginedWorld(model, reward, config.simulator.horizon)
+    names = [name for purpose in held.values() for name in purpose]
+    starts, keys = [], []
+    for number, name in enumerate(names):
+        start = first_frame_start(store.read(name), name, model.context.memory_frames)
+        for repeat in range(config.eval.repeats):
+            starts.append(start)
+            keys.append((start.task_id, number, repeat))
+
+    def judge(policy: Policy, name: str) -> list[dict[str, Any]]:
+        return _roll(place, world, policy, starts, keys, name, min(BATCH, config.rl.rollout_batch))
+
+    yield judge
+
+
+def _roll(
+    place: Workplace,
+    world: ChunkWorld[Any],
+    policy: Policy,
+    starts: Sequence[Any],
+    keys: Sequence[Key],
+    name: str,
+    batch_size: int,
+) -> list[dict[str, Any]]:
+    """Roll one policy out from all starts. Rollouts that the simulator lost are left out."""
+    config = place.experiment.eval
     episodes: list[dict[str, Any]] = []
     with place.log.progress(f"evaluate {name}", len(keys)) as bar:
         for first in range(0, len(keys), BATCH):
-            part = keys[first : first + BATCH]
+            part = slice(first, first + BATCH)
             batch = rollout(
                 world,
                 policy,
-                [SimulatorStart(task, init) for task, init, _ in part],
+                starts[part],
                 seed=place.experiment.seed,
                 number=first,
                 temperature=config.temperature,
                 greedy=config.greedy,
-                batch_size=BATCH,
+                batch_size=batch_size,
             )
-            for (task, init, repeat), success, steps in zip(part, batch.success_N, batch.steps_N, strict=True):
-                episodes.append(
-                    {"task_id": task, "init_id": init, "repeat": repeat, "success": bool(success), "steps": int(steps)}
-                )
-            bar.advance(len(part), success=sum(e["success"] for e in episodes) / len(episodes))
-    place.run.add_rollouts(
-        "evaluation",
-        episodes=len(episodes),
-        steps=sum(episode["steps"] for episode in episodes),
-        stage="eval",
-        key=f"evaluation/{name}",
-    )
-    tasks = {
-        task.instruction: Rate.of([e["success"] for e in episodes if e["task_id"] == task.task_id]).to_dict()
-        for task in simulator.tasks
-    }
-    overall = Rate.of([episode["success"] for episode in episodes]).to_dict()
-    return {"policy": name, "episodes": episodes, "success": overall, "tasks": tasks}
+            for i, (task, init, repeat) in enumerate(keys[part]):
+                if not batch.lost_N[i]:
+                    facts = {"task_id": task, "init_id": init, "repeat": repeat, "instruction": batch.instructions[i]}
+                    episodes.append(facts | {"success": bool(batch.success_N[i]), "steps": int(batch.steps_N[i])})
+            bar.advance(len(keys[part]), success=float(np.mean([e["success"] for e in episodes] or [0])))
+    return episodes

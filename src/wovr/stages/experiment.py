@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from wovr.codec.conv import ConvCodecConfig
 from wovr.codec.conv_training import CodecDataConfig
 from wovr.codec.wan import WanCodecConfig
-from wovr.core.config import Config
+from wovr.core.config import KIND, Config
 from wovr.core.dist import Dist
+from wovr.core.errors import UserError
 from wovr.core.log import RunLog
 from wovr.core.run import RunFolder
 from wovr.core.train import TrainConfig
@@ -20,6 +21,9 @@ from wovr.core.types import Episode
 from wovr.dit.checkpointing import Checkpointing
 from wovr.dit.context import ContextConfig
 from wovr.dit.model import DiTConfig
+from wovr.envs.base import Simulator
+from wovr.envs.libero import Libero, LiberoConfig
+from wovr.envs.recorded import RecordedConfig
 from wovr.envs.tabletop import Tabletop, TabletopConfig
 from wovr.episodes.store import EpisodeStore
 from wovr.episodes.windows import WindowConfig
@@ -37,15 +41,37 @@ from wovr.stages.latents import WorldLossConfig
 from wovr.stages.policy_update import UpdateConfig
 
 
+def _kind(section: Any) -> str:
+    """Of a simulator's section: what it says, or the embedded one."""
+    return str(section.get(KIND, "tabletop") if isinstance(section, dict) else getattr(section, KIND, section))
+
+
+SimulatorConfig = Annotated[
+    Annotated[TabletopConfig, Tag("tabletop")]
+    | Annotated[LiberoConfig, Tag("libero")]
+    | Annotated[RecordedConfig, Tag("recorded")],
+    Discriminator(
+        _kind,
+        custom_error_type="kind",
+        custom_error_message="expected kind tabletop, libero or recorded",
+    ),
+]
+
+
 class SftConfig(Config):
-    """Demonstrations and the fit of the base policy to them."""
+    """Demonstrations and the fit of the base policy to them.
+
+    The store's demonstrations are taken, as `wovr convert` brings them; where there are none, a scripted demonstrator
+    makes them in the simulator.
+    """
 
     demonstrations: int = Field(25, ge=1)
     """Per task. Few, so that the base policy has room to fail and to learn."""
     skill: float = Field(0.8, le=1)
     """Of the scripted demonstrator: 1 never errs by chance."""
     offset: tuple[float, float] = (0.0, 0.0)
-    """Constant error of its aim (x, y), table units: a badly calibrated hand and eye. The base policy learns it too."""
+    """Constant error of its aim (x, y), table units or metres: a badly calibrated hand and eye. The base policy learns
+    it too."""
     shift: int = Field(5, ge=0)
     """Pixels by which training frames are shifted at random."""
     target_sigma: float = Field(0.7, ge=0)
@@ -58,6 +84,12 @@ class CollectConfig(Config):
 
     episodes: int = Field(600, ge=1)
     """Over all tasks."""
+    shard: int = Field(64, ge=1)
+    """Episodes that are recorded together and kept as one file: what fits into memory, and what an interruption may
+    cost. 64 of 512 frames of 256 x 256 pixels are 6.4 GB."""
+    success_frames: int = Field(4, ge=1)
+    """Frames of success in a row that end a recorded rollout: classifier and world model see from them what success
+    looks like. From `simulator.horizon` on rollouts never end early; the paper's are all of one length."""
     temperature: float = Field(1.3, gt=0)
     """Above 1 so that near-misses, which the world model must get right, abound."""
     correlation: float = Field(0.0, ge=0, lt=1)
@@ -161,6 +193,8 @@ class RLConfig(Config):
     groups: int = Field(24, ge=1)
     """Start states per update; trajectories are groups x group_size."""
     starts: SamplerConfig = SamplerConfig()
+    horizon: int | None = Field(None, ge=8)
+    """Longest imagined rollout from a first frame, env steps; none takes the simulator's."""
     keyframe_steps: int = Field(32, ge=8)
     """Longest rollout from a keyframe, env steps: short, since error grows with depth."""
     update: UpdateConfig = UpdateConfig()
@@ -231,7 +265,7 @@ class Experiment(Config):
     """All of it. One file under configs/ per experiment."""
 
     seed: int = 0
-    simulator: TabletopConfig = TabletopConfig()
+    simulator: SimulatorConfig = TabletopConfig()
     policy: SmallVLAConfig = SmallVLAConfig()
     sft: SftConfig = SftConfig()
     collect: CollectConfig = CollectConfig()
@@ -263,9 +297,12 @@ class Workplace:
     log: RunLog
     dist: Dist
 
-    def simulator(self) -> Tabletop:
-        """A fresh true simulator."""
-        return Tabletop(self.experiment.simulator)
+    def simulator(self) -> Simulator:
+        """A fresh true simulator, for the caller to close. UserError where there is none."""
+        config = self.experiment.simulator
+        if isinstance(config, RecordedConfig):
+            raise UserError("simulator: expected one that can be run, found recordings alone (kind: recorded)")
+        return Libero(config) if isinstance(config, LiberoConfig) else Tabletop(config)
 
     def training_data(self, rounds: int = 0) -> tuple[list[Episode], list[tuple[str, Episode]]]:
         """See `wovr.stages.data.training_data`. UserError where episodes do not fit the experiment's models."""

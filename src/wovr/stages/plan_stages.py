@@ -13,7 +13,6 @@ from typing import Literal
 from wovr.core.errors import UserError
 from wovr.core.train import TrainConfig
 from wovr.dit.context import FRAMES_PER_LATENT
-from wovr.envs.tabletop import Tabletop
 from wovr.stages.experiment import Experiment
 from wovr.stages.hallucination import BATCH as REPLAYED
 from wovr.stages.imagined_groups import BATCH as STRETCHES
@@ -37,10 +36,11 @@ class Stages:
         self.width = 2 if self.bf16 else 4
         self.horizon, self.chunk_length = experiment.simulator.horizon, experiment.policy.chunk_length
         self.chunks = math.ceil(self.horizon / self.chunk_length)  # of a trajectory
+        self.long = math.ceil(min(experiment.rl.horizon or self.horizon, self.horizon) / self.chunk_length)
         self.short = math.ceil(min(experiment.rl.keyframe_steps, self.horizon) / self.chunk_length)
         self.batch = experiment.rl.rollout_batch
         self.trajectories = experiment.rl.groups * experiment.rl.update.grpo.group_size
-        self.demonstrations = experiment.sft.demonstrations * len(Tabletop.tasks)
+        self.demonstrations = experiment.sft.demonstrations * experiment.simulator.num_tasks
         self.codec = networks.codec(1, bf16=self.bf16)
         networks.check(self.codec)
         self.codec_weights = self.width * sum(self.codec.parameters.values())
@@ -78,7 +78,7 @@ class Stages:
         )
         yield StagePlan("rl", parameters("rl"), self._rl(rl.updates), self._saved("rl", self._rl_training(rl.updates)))
         yield self._refine()
-        evaluated = len(Tabletop.tasks) * config.eval.initial_states * config.eval.repeats
+        evaluated = config.simulator.num_tasks * config.eval.initial_states * config.eval.repeats
         yield StagePlan("eval", {}, [self._act(POLICIES * evaluated)], 0)
         worlds, held = 2 if config.refine.rounds else 1, self._held(config.refine.rounds)
         yield StagePlan(
@@ -149,12 +149,12 @@ class Stages:
     def _rl(self, updates: int) -> list[Part]:
         config = self.experiment.rl
         frame = 3 * self.experiment.simulator.image_size**2
-        host = float(self.machine.processes * self.trajectories * self.chunks * frame)  # what the policy saw
+        host = float(self.machine.processes * self.trajectories * self.long * frame)  # what the policy saw
         train = self._rl_training(updates)
         if config.simulator:
             return [self._act(updates * self.trajectories), self.training("rl", train, host=host)]
         short = config.starts.keyframe_fraction
-        chunks = updates * self.trajectories * (short * self.short + (1 - short) * self.chunks)
+        chunks = updates * self.trajectories * (short * self.short + (1 - short) * self.long)
         starts = updates * config.groups * (2 * self.codec.encode.flops + self.codec.start_flops)
         batch = min(self.batch, self.trajectories)
         rolled = self._imagine("imagine", chunks, batch, acts=True, more=starts, host=host)
@@ -166,7 +166,7 @@ class Stages:
         return TrainConfig(
             **update.optim.model_dump(),
             steps=max(1, updates * update.epochs * update.minibatches),
-            batch_size=math.ceil(self.trajectories * self.chunks / update.minibatches),
+            batch_size=math.ceil(self.trajectories * self.long / update.minibatches),
             accumulate=update.accumulate,
         )
 

@@ -33,6 +33,7 @@ def _play(simulator: Tabletop, numbers: range, steps: int, seed: int) -> list[Ep
     streams = [stream(seed, "play", number) for number in numbers]
     observation = simulator.reset_scenes([play_scene(random) for random in streams], [0] * len(streams))
     players = [Player(plates, random) for plates, random in zip(simulator.plates_B22, streams, strict=True)]
+    recorded = [arrays for arrays in record(simulator, observation, players, steps) if arrays is not None]
     return [
         Episode(
             **(arrays | {"success_T": np.zeros(steps, dtype=np.bool_)}),  # play has no task
@@ -44,5 +45,5 @@ def _play(simulator: Tabletop, numbers: range, steps: int, seed: int) -> list[Ep
             seed=seed,
             purpose="play",
         )
-        for arrays, number in zip(record(simulator, observation, players, steps), numbers, strict=True)
+        for arrays, number in zip(recorded, numbers, strict=True)
     ]

@@ -30,6 +30,7 @@ from wovr.kir.bank import KeyframeBank
 from wovr.metrics.success import paired_difference
 from wovr.stages import hallucination, world_model_eval, world_model_table
 from wovr.stages.curves import curves
+from wovr.stages.evaluate import TRUE
 from wovr.stages.experiment import Workplace
 from wovr.stages.pictures import animation, data_uri, png, strip
 from wovr.stages.pipeline import duration
@@ -71,6 +72,7 @@ def run(place: Workplace) -> dict[str, Any]:
         name=folder.path.resolve().name,
         summary=summary,
         policies=POLICIES,
+        world=next((found["world"] for found in evaluation.values()), TRUE),
         success_plot=_success_plot(evaluation),
         tasks=_tasks(evaluation),
         curves=curves(read_records(folder.path / "metrics.jsonl")),

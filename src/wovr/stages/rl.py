@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from wovr.core.checkpoint import save_model
+from wovr.core.errors import UserError
 from wovr.core.train import Trainer
+from wovr.envs.base import Simulator
 from wovr.envs.chunked import ChunkedSimulator
 from wovr.imagine.load import BANK, DIT, REWARD, WORLD_CODEC, load_reward, load_world_model
 from wovr.imagine.rollout import RolloutBatch, rollout
@@ -53,9 +58,8 @@ def train_policy(
     state = path.parent / "policy.state"
     metadata = trainer.resume(state)
     done = int(metadata["update"]) if metadata else 0
-    roll = _in_simulator(place, name) if config.simulator else _in_imagination(place, folder)
     last: dict[str, float] = {}
-    with place.log.progress(name, updates, done) as bar:
+    with _rolls(place, folder, name) as roll, place.log.progress(name, updates, done) as bar:
         for update in range(done, updates):
             number = number_of_round * ROUND + update
             began = time.monotonic()
@@ -72,6 +76,15 @@ def train_policy(
     return last
 
 
+@contextmanager
+def _rolls(place: Workplace, folder: Path, name: str) -> Iterator[Roll]:
+    if not place.experiment.rl.simulator:
+        yield _in_imagination(place, folder)
+        return
+    with closing(place.simulator()) as simulator:
+        yield _in_simulator(place, simulator, name)
+
+
 def _in_imagination(place: Workplace, folder: Path) -> Roll:
     config, experiment = place.experiment.rl, place.experiment
     model = load_world_model(folder / WORLD_CODEC, folder / DIT, place.dist.device)
@@ -80,28 +93,51 @@ def _in_imagination(place: Workplace, folder: Path) -> Roll:
 
     def roll(policy: SmallVLA, number: int) -> RolloutBatch:
         starts = draw_starts(bank, config.groups, config.starts, seed=experiment.seed, update=number)
-        limits = [config.keyframe_steps if start.reason != FIRST_FRAME else world.horizon for start in starts]
+        longest = config.horizon or world.horizon
+        limits = [config.keyframe_steps if start.reason != FIRST_FRAME else longest for start in starts]
         return _rollout(place, world, policy, starts, number, limits)
 
     return roll
 
 
-def _in_simulator(place: Workplace, name: str) -> Roll:
-    config, simulator = place.experiment.rl, place.simulator()
+def _in_simulator(place: Workplace, simulator: Simulator, name: str) -> Roll:
+    """Groups of which the simulator lost a trajectory are dropped."""
+    config = place.experiment.rl
     world = ChunkedSimulator(simulator, place.experiment.policy.chunk_length)
 
     def roll(policy: SmallVLA, number: int) -> RolloutBatch:
-        starts = training_starts(simulator, config.groups, number * config.groups)
-        batch = _rollout(place, world, policy, starts, number, None)
-        steps = int(batch.steps_N.sum())
-        place.run.add_rollouts("online", episodes=len(batch), steps=steps, stage=name, key=f"online/{number}")
-        return batch
+        starts = training_starts(simulator, range(config.groups), number * config.groups)
+        batch = _rollout(place, world, policy, starts, number, None, at_once=simulator.max_batch)
+        lost = int(batch.lost_N.sum())
+        place.run.add_rollouts(
+            "online",
+            episodes=len(batch) - lost,
+            steps=int(batch.steps_N[~batch.lost_N].sum()),
+            lost=lost,
+            stage=name,
+            key=f"online/{number}",
+        )
+        if not lost:
+            return batch
+        whole_N = ~np.isin(batch.group_N, batch.group_N[batch.lost_N])
+        if not whole_N.any():
+            raise UserError(
+                f"{name}: expected groups of true rollouts, found every one with some lost by the simulator"
+            )
+        return batch.select(whole_N)
 
     return roll
 
 
 def _rollout(
-    place: Workplace, world: Any, policy: SmallVLA, starts: Sequence[Any], number: int, limits: list[int] | None
+    place: Workplace,
+    world: Any,
+    policy: SmallVLA,
+    starts: Sequence[Any],
+    number: int,
+    limits: list[int] | None,
+    *,
+    at_once: int | None = None,
 ) -> RolloutBatch:
     config = place.experiment.rl
     return rollout(
@@ -111,7 +147,7 @@ def _rollout(
         seed=place.experiment.seed,
         number=number,
         group_size=config.update.grpo.group_size,
-        batch_size=config.rollout_batch,
+        batch_size=min(config.rollout_batch, at_once or config.rollout_batch),
         temperature=config.update.temperature,
         correlation=config.update.correlation,
         limits=limits,

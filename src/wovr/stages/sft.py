@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,23 @@ from wovr.core.checkpoint import load_model, save_model
 from wovr.core.seed import seed_everything, stream
 from wovr.core.text import word_ids
 from wovr.core.train import fit
-from wovr.core.types import Episode, SimulatorStart
+from wovr.core.types import Episode
 from wovr.core.weights import Batch
-from wovr.envs.tabletop import Demonstrator, Tabletop, goal
+from wovr.episodes.store import EpisodeStore
 from wovr.policy.small import SmallVLA, SmallVLAConfig, chunk_targets, sft_loss
 from wovr.stages.data import DEMONSTRATIONS, names_of
+from wovr.stages.demonstrations import record_demonstrations
 from wovr.stages.experiment import Workplace
-from wovr.stages.scripted import record
-from wovr.stages.true_rollouts import training_starts
 
 POLICY = Path("sft/policy.safetensors")
-FIRST_INIT = 10_000
-"""Demonstrations start from initial states that no rollout of a policy uses."""
 
 
 def run(place: Workplace) -> dict[str, Any]:
     """Record the demonstrations that are missing, then train; writes `sft/policy.safetensors`."""
-    _demonstrate(place)
+    record_demonstrations(place)
     store, config = place.episodes(), place.experiment
-    episodes = [store.read(name) for name in names_of(store, DEMONSTRATIONS)]
+    store.check(config.simulator.image_size, len(config.policy.action_low))
+    episodes = [store.read(name) for name in _first_of_each_task(store, config.sft.demonstrations)]
     seed_everything(config.seed)
     policy = SmallVLA(config.policy)
     batches = DemonstrationBatches(episodes, policy, config.sft.train.batch_size, config.seed, config.sft.shift)
@@ -52,6 +51,18 @@ def run(place: Workplace) -> dict[str, Any]:
 def load_policy(path: Path) -> SmallVLA:
     """The embedded VLA in a file."""
     return load_model(path, SmallVLAConfig, SmallVLA).eval()
+
+
+def _first_of_each_task(store: EpisodeStore, count: int) -> list[str]:
+    """Names of the first `count` demonstrations of every task, oldest first."""
+    taken: Counter[str] = Counter()
+    names = []
+    for name in names_of(store, DEMONSTRATIONS):
+        task = store.info(name).instruction
+        if taken[task] < count:
+            names.append(name)
+        taken[task] += 1
+    return names
 
 
 class DemonstrationBatches:
@@ -86,42 +97,3 @@ class DemonstrationBatches:
             "instructions": self.ids_NL[index],
             "tokens_BK": self.tokens_NK[index],
         }
-
-
-def _demonstrate(place: Workplace) -> None:
-    store, simulator = place.episodes(), place.simulator()
-    if names_of(store, DEMONSTRATIONS):
-        return
-    config = place.experiment
-    starts = training_starts(simulator, config.sft.demonstrations * len(simulator.tasks), FIRST_INIT)
-    episodes = demonstrate(simulator, starts, skill=config.sft.skill, offset=config.sft.offset, seed=config.seed)
-    store.append(episodes)
-    steps = sum(len(episode) for episode in episodes)
-    place.run.add_rollouts(DEMONSTRATIONS, episodes=len(episodes), steps=steps, stage="sft", key=f"{DEMONSTRATIONS}/0")
-
-
-def demonstrate(
-    simulator: Tabletop, starts: list[SimulatorStart], *, skill: float, offset: tuple[float, float], seed: int
-) -> list[Episode]:
-    """One scripted demonstration per start, to the horizon."""
-    observation = simulator.reset(starts)
-    hands = [
-        Demonstrator(
-            goal(start.task_id)[0], plates[goal(start.task_id)[1]], skill, stream(seed, "demonstrator", i), offset
-        )
-        for i, (start, plates) in enumerate(zip(starts, simulator.plates_B22, strict=True))
-    ]
-    tasks = {task.task_id: task.instruction for task in simulator.tasks}
-    return [
-        Episode(
-            **arrays,
-            instruction=tasks[start.task_id],
-            suite=simulator.suite,
-            task_id=start.task_id,
-            init_id=start.init_id,
-            policy="demonstrator",
-            seed=seed,
-            purpose=DEMONSTRATIONS,
-        )
-        for arrays, start in zip(record(simulator, observation, hands, simulator.horizon), starts, strict=True)
-    ]

@@ -5,72 +5,117 @@ Every one of them is written to the ledger with its purpose.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 
 import numpy as np
 
+from wovr.core.errors import UserError
 from wovr.core.types import Episode, SimulatorStart
 from wovr.envs.base import Simulator
 from wovr.envs.chunked import ChunkedSimulator
+from wovr.envs.recorded import RecordedConfig
+from wovr.episodes.store import EpisodeStore
 from wovr.imagine.rollout import RolloutBatch, rollout
 from wovr.policy.base import Policy
 from wovr.stages.data import names_of
 from wovr.stages.experiment import Workplace
-
-SHARD = 64
-"""Episodes per append: what an interruption may cost."""
-SUCCESS_FRAMES = 4
-"""Frames of success that end a recorded rollout, so that classifier and world model see what success looks like."""
+from wovr.stages.scripted import own_states
 
 
-def training_starts(simulator: Simulator, count: int, first: int) -> list[SimulatorStart]:
-    """`count` starts, tasks in turn, at initial states from number `first` on, beyond those that evaluation uses."""
+def training_starts(simulator: Simulator, numbers: Iterable[int], first: int) -> list[SimulatorStart]:
+    """Starts by their numbers, tasks in turn, at initial states from `first` on, beyond those that evaluation uses."""
     tasks = [task.task_id for task in simulator.tasks]
     base = simulator.num_initial_states + first
-    return [SimulatorStart(tasks[i % len(tasks)], base + i // len(tasks)) for i in range(count)]
+    return [SimulatorStart(tasks[i % len(tasks)], base + i // len(tasks)) for i in numbers]
 
 
 def collect_episodes(place: Workplace, policy: Policy, count: int, *, purpose: str, name: str, first_init: int) -> None:
-    """Add rollouts of `policy` to the store until it holds `count` of `purpose`; goes on where it stopped."""
-    store, simulator, config = place.episodes(), place.simulator(), place.experiment.collect
-    starts = training_starts(simulator, count, first_init)
-    world = ChunkedSimulator(simulator, policy.chunk_length, hold=SUCCESS_FRAMES, every_frame=True)
+    """Add rollouts of `policy` to the store until it holds `count` of `purpose`; goes on where it stopped.
+
+    One shard is in memory at a time. Rollouts that the simulator loses are counted in the ledger and made up for by
+    others. Where all there is are recordings, they must be in the store: UserError.
+    """
+    store, config = place.episodes(), place.experiment.collect
+    if isinstance(place.experiment.simulator, RecordedConfig):
+        _count_recorded(place, store, purpose)
+        return
     done = len(names_of(store, purpose))
-    with place.log.progress(f"collect {purpose}", count, done) as bar:
-        for number in range(done // SHARD, -(-count // SHARD)):
-            chosen = starts[done : (number + 1) * SHARD]
+    with (
+        closing(place.simulator()) as simulator,
+        place.log.progress(f"collect {purpose}", count, done) as bar,
+    ):
+        world = ChunkedSimulator(simulator, policy.chunk_length, hold=config.success_frames, every_frame=True)
+        tried = _tried(store, simulator, purpose, first_init)
+        while done < count:
+            numbers = range(tried, tried + min(config.shard, count - done))
+            starts = training_starts(simulator, numbers, first_init)
             batch = rollout(
                 world,
                 policy,
-                chosen,
+                starts,
                 seed=place.experiment.seed,
-                number=done,
+                number=tried,
                 temperature=config.temperature,
                 correlation=config.correlation,
-                batch_size=SHARD,
+                batch_size=min(config.shard, simulator.max_batch),
                 record=True,
             )
-            episodes = to_episodes(batch, chosen, simulator, purpose, name, place.experiment.seed)
+            episodes = to_episodes(batch, starts, simulator, purpose, name, place.experiment.seed)
+            if not episodes:
+                raise UserError(
+                    f"collect {purpose}: expected rollouts, found {len(starts)} in a row lost by the simulator"
+                )
+            # First the ledger: what an interruption takes from the store was paid for all the same.
+            place.run.add_rollouts(
+                purpose,
+                episodes=len(episodes),
+                steps=sum(len(episode) for episode in episodes),
+                lost=len(starts) - len(episodes),
+                stage=purpose,
+                key=f"{purpose}/{tried}",
+            )
             store.append(episodes)
-            steps = sum(len(episode) for episode in episodes)
-            place.run.add_rollouts(purpose, episodes=len(episodes), steps=steps, stage=purpose, key=f"{purpose}/{done}")
-            done += len(episodes)
+            done, tried = done + len(episodes), tried + len(starts)
             bar.advance(len(episodes), success=float(np.mean([episode.success for episode in episodes])))
+
+
+def _tried(store: EpisodeStore, simulator: Simulator, purpose: str, first_init: int) -> int:
+    """How many of `training_starts` the stored episodes of `purpose` reach: lost ones have none."""
+    tasks = [task.task_id for task in simulator.tasks]
+    infos = [store.info(name) for name in names_of(store, purpose)]
+    base = simulator.num_initial_states + first_init
+    places = [(info.init_id - base) * len(tasks) + tasks.index(info.task_id) for info in infos]
+    return max(places, default=-1) + 1
+
+
+def _count_recorded(place: Workplace, store: EpisodeStore, purpose: str) -> None:
+    """Enter recordings of `purpose` in the ledger."""
+    names = names_of(store, purpose)
+    if not names:
+        raise UserError(
+            f"{store.folder}: expected recorded episodes of purpose '{purpose}', found none; "
+            f"bring them in: wovr convert SOURCE {store.folder} --purpose {purpose}"
+        )
+    steps = sum(store.info(name).length for name in names)
+    place.run.add_rollouts(purpose, episodes=len(names), steps=steps, stage=purpose, key=f"{purpose}/recorded")
 
 
 def to_episodes(
     batch: RolloutBatch, starts: Sequence[SimulatorStart], simulator: Simulator, purpose: str, name: str, seed: int
 ) -> list[Episode]:
-    """Recorded true rollouts as episodes."""
+    """Recorded true rollouts as episodes; those that were lost are left out."""
     episodes = []
     for i, start in enumerate(starts):
+        if batch.lost_N[i]:
+            continue
         recording, steps = batch.recordings[i], int(batch.steps_N[i])
         episodes.append(
             Episode(
                 frames_THWC=recording.frames_THWC,
                 actions_TA=batch.actions_NTA[i, :steps],
                 success_T=batch.probability_NT[i, :steps] > 0.5,
-                states_TS=recording.states_TS,
+                states_TS=own_states(recording.states_TS),
                 instruction=batch.instructions[i],
                 suite=simulator.suite,
                 task_id=start.task_id,
@@ -78,6 +123,7 @@ def to_episodes(
                 policy=name,
                 seed=seed,
                 purpose=purpose,
+                wrist_THWC=recording.wrist_THWC,
             )
         )
     return episodes

@@ -69,3 +69,8 @@ class LiberoConfig(Config):
     @classmethod
     def _usual(cls, horizon: int, info: ValidationInfo) -> int:
         return horizon or HORIZONS.get(info.data.get("suite", ""), 0)
+
+    @property
+    def num_tasks(self) -> int:
+        """Tasks that are simulated."""
+        return len(self.tasks) or (90 if self.suite == "libero_90" else 10)

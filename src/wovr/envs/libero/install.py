@@ -88,14 +88,20 @@ def working_gl(asked: str = "auto") -> str:
         environment = os.environ | {"MUJOCO_GL": gl, "PYOPENGL_PLATFORM": gl}
         try:
             probe = subprocess.run(
-                [sys.executable, "-c", PROBE], env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=120
+                [sys.executable, "-c", PROBE],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=120,
             )
         except subprocess.TimeoutExpired:
             continue
         if probe.returncode == 0:
             return gl
         lines = probe.stderr.decode(errors="replace").split("\n")
-        found = next((line for line in reversed(lines) if line and not line.startswith(" ")), f"status {probe.returncode}")
+        found = next(
+            (line for line in reversed(lines) if line and not line.startswith(" ")), f"status {probe.returncode}"
+        )
     package = "libegl1 libgl1-mesa-dri" if asked == "egl" else "libosmesa6"
     raise UserError(f"key 'gl': expected {asked} to render, found {found!r}; install it: apt install {package}")
 

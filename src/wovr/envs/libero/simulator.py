@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wovr.core.errors import UserError
-from wovr.core.types import Actions, Frames, SimulatorStart, Task
+from wovr.core.types import Actions, SimulatorStart, Task
 from wovr.envs.base import Observation
 from wovr.envs.libero.config import LiberoConfig
 from wovr.envs.libero.install import find_assets, find_package, working_gl

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +20,18 @@ from wovr.envs.tabletop.scene import TASKS, Scene, suite_scene
 class TabletopConfig(Config):
     """The tabletop suite."""
 
+    kind: Literal["tabletop"] = "tabletop"
     image_size: int = 64
     """Pixels; the geometry is drawn for 64."""
     horizon: int = 48
     """Env steps until time-out; a clean demonstration takes about 25."""
     num_initial_states: int = 50
     """Initial states per task that evaluation uses; collection uses numbers from here on."""
+
+    @property
+    def num_tasks(self) -> int:
+        """Tasks of the suite."""
+        return len(TASKS)
 
 
 class Tabletop:
