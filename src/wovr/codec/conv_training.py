@@ -21,7 +21,7 @@ from torch.nn import functional
 from wovr.codec.conv import GROUP, SPATIAL
 from wovr.core.config import Config
 from wovr.core.seed import normal, stream
-from wovr.core.types import Frames
+from wovr.core.types import Frames, Video
 from wovr.episodes.windows import memory_indices
 
 
@@ -71,7 +71,7 @@ class CodecBatches:
     """
 
     def __init__(
-        self, episodes: Sequence[Frames], config: CodecDataConfig, *, channels: int, batch_size: int, seed: int
+        self, episodes: Sequence[Video], config: CodecDataConfig, *, channels: int, batch_size: int, seed: int
     ) -> None:
         assert episodes, "expected at least one episode"
         self.episodes, self.config, self.seed = episodes, config, seed
@@ -79,7 +79,7 @@ class CodecBatches:
         lengths = [len(frames) for frames in episodes]
         self.owner_N = np.repeat(np.arange(len(episodes)), lengths)
         self.end_N = np.concatenate([np.arange(length) for length in lengths])
-        motion_N = np.concatenate([_motion(frames, config.motion_threshold) for frames in episodes])
+        motion_N = np.concatenate([_motion(frames[:], config.motion_threshold) for frames in episodes])
         even_N = np.full(len(motion_N), 1 / len(motion_N))
         moving_N = motion_N / motion_N.sum() if motion_N.any() else even_N
         share = config.moving_fraction
@@ -102,7 +102,7 @@ class CodecBatches:
 
 
 def weighted_groups(
-    videos: Sequence[Frames], rows_BF: NDArray[np.int64], others_B: NDArray[np.float64], config: CodecDataConfig
+    videos: Sequence[Video], rows_BF: NDArray[np.int64], others_B: NDArray[np.float64], config: CodecDataConfig
 ) -> dict[str, Tensor]:
     """`frames_BFHWC` uint8, the frames `rows_BF[i]` of `videos[i]`, and `weight_BHW` float32: what moves counts more.
 

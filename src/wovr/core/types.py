@@ -7,12 +7,32 @@ policy's output, S simulator state size; images are height x width x 3, uint8 in
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Frames = NDArray[np.uint8]
 Actions = NDArray[np.float32]
+
+
+class Video(Protocol):
+    """Frames (T, height, width, 3), uint8: an array, or what reads them from disk when they are asked for.
+
+    `video[rows]` takes an index, a slice or an integer array, repeats allowed, and gives an array: `video[:]` is all of
+    it. Such arrays are not to be written to.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[np.uint8]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> Frames: ...
+
 
 NO_MOTION_GRIP = -1.0
 """Gripper command (open) of the action that is paired with a frame that no action produced."""
@@ -29,7 +49,7 @@ def no_motion(action_dim: int) -> Actions:
 class Episode:
     """One recorded rollout. `actions_TA[t]` leads from `frames_THWC[t]` to `frames_THWC[t + 1]`."""
 
-    frames_THWC: Frames
+    frames_THWC: Video
     """(T + 1, height, width, 3)."""
     actions_TA: Actions
     """(T, A), environment units."""
@@ -47,12 +67,12 @@ class Episode:
     seed: int
     purpose: str
     """The ledger line that this rollout belongs to, for example `collect` or `refine-1`."""
-    wrist_THWC: Frames | None = None
+    wrist_THWC: Video | None = None
     """(T + 1, height, width, 3) from the camera at the hand, where there is one."""
 
     def __post_init__(self) -> None:
         steps = len(self.actions_TA)
-        assert self.frames_THWC.dtype == np.uint8 and self.frames_THWC.ndim == 4
+        assert self.frames_THWC.dtype == np.uint8 and len(self.frames_THWC.shape) == 4
         assert len(self.frames_THWC) == steps + 1 == len(self.states_TS), "one frame and state more than actions"
         assert self.success_T.shape == (steps,) and self.success_T.dtype == np.bool_
         assert self.wrist_THWC is None or (len(self.wrist_THWC) == steps + 1 and self.wrist_THWC.dtype == np.uint8)

@@ -25,9 +25,7 @@ Legend: T env steps, N = T + 1 samples, A action dims, S state size; H W height 
 from __future__ import annotations
 
 import json
-import os
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,11 +37,10 @@ from numpy.typing import NDArray
 
 from wovr.core.checkpoint import write_atomic
 from wovr.core.errors import UserError
-from wovr.core.types import Actions, Episode, Frames, no_motion
+from wovr.core.types import Actions, Episode, Frames, Video, no_motion
+from wovr.episodes.video import COMPRESSION, FrameMemory, HDF5Files, StoredVideo, readable, write_hdf5, write_video
 
 FRAMES, WRIST = "obs/agentview_rgb", "obs/eye_in_hand_rgb"
-COMPRESSION = {"compression": "gzip", "compression_opts": 1}
-MAX_OPEN_FILES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +63,16 @@ class EpisodeStore:
     """The episodes of one folder. Any number of processes may read; one at a time may append.
 
     An episode's name is `shard_00003/demo_2`. Files are opened when first read, per process, so that a store may
-    cross a fork. Raises UserError naming the file where one is missing, truncated or damaged.
+    cross a fork or a pickle. Raises UserError naming the file where one is missing, truncated or damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, memory: FrameMemory | None = None) -> None:
+        """`memory` is for the frames of episodes that are opened; without it they are read each time."""
         self.folder = folder
+        self.memory = memory or FrameMemory(0)
         self.names: list[str] = []
         """All episodes, oldest first."""
-        self._files: OrderedDict[str, h5py.File] = OrderedDict()
-        self._pid = os.getpid()
+        self._files = HDF5Files()
         for path in sorted(folder.glob("shard_*.hdf5")):
             self._add_shard(path.stem)
 
@@ -92,7 +90,9 @@ class EpisodeStore:
         shard = f"shard_{last + 1:05d}"
         for stale in self.folder.glob(".shard_*.tmp"):  # of a writer that was killed
             stale.unlink()
-        write_atomic(self._path(shard), lambda temporary: _write_shard(temporary, episodes))
+        write_atomic(
+            self._path(shard), lambda temporary: write_hdf5(temporary, lambda file: _write_shard(file, episodes))
+        )
         self._add_shard(shard)
         return self.names[-len(episodes) :]
 
@@ -126,14 +126,12 @@ class EpisodeStore:
             return dataset[start:stop]
 
     def read(self, name: str) -> Episode:
-        """One whole episode."""
-        info = asdict(self.info(name))
-        del info["length"], info["success"]
-        actions_TA, success_T = self.steps(name)
-        with self._demo(name) as demo:
-            frames_THWC, states_TS = demo[FRAMES][:], demo["states"][:]
-            wrist_THWC = demo[WRIST][:] if WRIST in demo else None
-        return Episode(frames_THWC, actions_TA, success_T, states_TS, wrist_THWC=wrist_THWC, **info)
+        """One whole episode in memory."""
+        return self._episode(name, lambda dataset: dataset[:])
+
+    def open(self, name: str) -> Episode:
+        """One episode whose frames are read when they are asked for, and kept as `memory` has room."""
+        return self._episode(name, lambda dataset: StoredVideo(dataset, self._files, self.memory))
 
     def iter(self, purpose: str | None = None) -> Iterator[Episode]:
         """Whole episodes, oldest first; with `purpose`, only those of that ledger line."""
@@ -154,6 +152,15 @@ class EpisodeStore:
                     f"found {'x'.join(map(str, image[:2]))} and {action[0]}"
                 )
 
+    def _episode(self, name: str, video: Callable[[h5py.Dataset], Video]) -> Episode:
+        info = asdict(self.info(name))
+        del info["length"], info["success"]
+        actions_TA, success_T = self.steps(name)
+        with self._demo(name) as demo:
+            frames_THWC, states_TS = video(demo[FRAMES]), demo["states"][:]
+            wrist_THWC = video(demo[WRIST]) if WRIST in demo else None
+        return Episode(frames_THWC, actions_TA, success_T, states_TS, wrist_THWC=wrist_THWC, **info)
+
     def _path(self, shard: str) -> Path:
         return self.folder / f"{shard}.hdf5"
 
@@ -162,71 +169,46 @@ class EpisodeStore:
         return f"{self._path(shard)}: {demo}"
 
     def _add_shard(self, shard: str) -> None:
-        with _readable(str(self._path(shard))):
-            demos = sorted(self._open(shard)["data"], key=lambda demo: int(demo.removeprefix("demo_")))
+        with readable(str(self._path(shard))):
+            file = self._files.open(self._path(shard))
+            demos = sorted(file["data"], key=lambda demo: int(demo.removeprefix("demo_")))
         self.names += [f"{shard}/{demo}" for demo in demos]
-
-    def _open(self, shard: str) -> h5py.File:
-        """The shard's file, from the few used last in this process."""
-        if self._pid != os.getpid():  # forked: HDF5's handles belong to the parent
-            self._files, self._pid = OrderedDict(), os.getpid()
-        if shard not in self._files:
-            self._files[shard] = h5py.File(self._path(shard), "r", locking=False)
-            if len(self._files) > MAX_OPEN_FILES:
-                self._files.popitem(last=False)[1].close()
-        self._files.move_to_end(shard)
-        return self._files[shard]
 
     @contextmanager
     def _demo(self, name: str) -> Iterator[h5py.Group]:
         shard, demo = name.split("/")
-        with _readable(self._place(name)):
-            yield self._open(shard)["data"][demo]
+        with readable(self._place(name)):
+            yield self._files.open(self._path(shard))["data"][demo]
 
 
-@contextmanager
-def _readable(place: str) -> Iterator[None]:
-    """Turn what h5py raises on missing, truncated or damaged data into one line that names the place."""
-    try:
-        yield
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).strip("'\"").split())
-        raise UserError(f"{place}: expected a complete HDF5 episode, found {reason}") from None
-
-
-def _write_shard(path: Path, episodes: Sequence[Episode]) -> None:
-    """Write a shard built in memory, since HDF5 does not recover from a disk that fills while it writes."""
-    with h5py.File("shard", "w", driver="core", backing_store=False) as file:
-        data = file.create_group("data")
-        suites = sorted({episode.suite for episode in episodes})
-        instructions = sorted({episode.instruction for episode in episodes})
-        data.attrs["total"] = sum(len(episode.frames_THWC) for episode in episodes)
-        data.attrs["num_demos"] = len(episodes)
-        data.attrs["env_args"] = json.dumps({"env_name": "; ".join(suites), "env_kwargs": {}})
-        data.attrs["problem_info"] = json.dumps(
-            {"problem_name": "; ".join(suites), "language_instruction": "; ".join(instructions)}
-        )
-        for number, episode in enumerate(episodes):
-            _write_demo(data.create_group(f"demo_{number}"), episode)
-        file.flush()
-        path.write_bytes(file.id.get_file_image())
+def _write_shard(file: h5py.File, episodes: Sequence[Episode]) -> None:
+    data = file.create_group("data")
+    suites = sorted({episode.suite for episode in episodes})
+    instructions = sorted({episode.instruction for episode in episodes})
+    data.attrs["total"] = sum(len(episode.frames_THWC) for episode in episodes)
+    data.attrs["num_demos"] = len(episodes)
+    data.attrs["env_args"] = json.dumps({"env_name": "; ".join(suites), "env_kwargs": {}})
+    data.attrs["problem_info"] = json.dumps(
+        {"problem_name": "; ".join(suites), "language_instruction": "; ".join(instructions)}
+    )
+    for number, episode in enumerate(episodes):
+        _write_demo(data.create_group(f"demo_{number}"), episode)
 
 
 def _write_demo(demo: h5py.Group, episode: Episode) -> None:
     samples = len(episode) + 1
     last_reward = episode.success_T[-1:] if len(episode) else np.zeros(1, dtype=np.bool_)
     arrays: dict[str, NDArray[Any]] = {
-        FRAMES: episode.frames_THWC,
         "actions": np.concatenate([episode.actions_TA, no_motion(episode.actions_TA.shape[1])[None]]),
         "rewards": np.concatenate([episode.success_T, last_reward]).astype(np.uint8),
         "dones": (np.arange(samples) == samples - 1).astype(np.uint8),
         "states": episode.states_TS,
     }
+    write_video(demo, FRAMES, episode.frames_THWC)
     if episode.wrist_THWC is not None:
-        arrays[WRIST] = episode.wrist_THWC
+        write_video(demo, WRIST, episode.wrist_THWC)
     for name, array in arrays.items():
-        chunks = (1, *array.shape[1:]) if name in (FRAMES, WRIST) else array.shape
-        packing = {"chunks": chunks, **COMPRESSION} if array.size else {}  # HDF5 cannot chunk an empty array
+        packing = {"chunks": array.shape, **COMPRESSION} if array.size else {}  # HDF5 cannot chunk an empty array
         demo.create_dataset(name, data=array, **packing)
     demo.attrs.update(
         num_samples=samples,

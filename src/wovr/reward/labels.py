@@ -21,7 +21,7 @@ from pydantic import Field
 from wovr.core.config import Config
 from wovr.core.errors import UserError
 from wovr.core.seed import stream
-from wovr.core.types import Episode, Frames
+from wovr.core.types import Episode, Video
 
 
 class LabelConfig(Config):
@@ -45,7 +45,7 @@ class LabelledFrames:
         episodes: Sequence[Episode],
         config: LabelConfig,
         seed: int,
-        reconstructed: Sequence[Frames] | None = None,
+        reconstructed: Sequence[Video] | None = None,
     ) -> None:
         """`reconstructed[i]`, where given, has the shape of `episodes[i].frames_THWC`.
 

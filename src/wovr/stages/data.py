@@ -55,7 +55,7 @@ def training_data(
 
     Collected rollouts, those of the first `rounds` refinement rounds and, if asked for, the demonstrations, which are
     true rollouts that were paid for already. Raises UserError where nothing was collected, or too little to hold one
-    back.
+    back. Frames are read when they are asked for (`EpisodeStore.open`).
     """
     train: list[str] = names_of(store, DEMONSTRATIONS) if demonstrations else []
     held: list[str] = []
@@ -70,4 +70,4 @@ def training_data(
             f"{store.folder}: expected enough episodes to hold one back at collect.held_out={held_out:g}, "
             f"found {len(names_of(store, COLLECT))}; collect more, or hold out a larger share"
         )
-    return [store.read(name) for name in train], [(name, store.read(name)) for name in held]
+    return [store.open(name) for name in train], [(name, store.open(name)) for name in held]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -26,6 +26,7 @@ from wovr.envs.libero import Libero, LiberoConfig
 from wovr.envs.recorded import RecordedConfig
 from wovr.envs.tabletop import Tabletop, TabletopConfig
 from wovr.episodes.store import EpisodeStore
+from wovr.episodes.video import FrameMemory
 from wovr.episodes.windows import WindowConfig
 from wovr.flow.schedule import FlowConfig
 from wovr.kir.mine import MineConfig
@@ -278,6 +279,9 @@ class Experiment(Config):
     refine: RefineConfig = RefineConfig()
     eval: EvalConfig = EvalConfig()
     world_model_eval: WorldModelEvalConfig = WorldModelEvalConfig()
+    frame_memory: float = Field(4.0, ge=0)
+    """GB (1e9 bytes) of frames, recorded and reconstructed, that each process holds; others are read from disk when
+    they are drawn. Nothing but speed depends on it, and it may change in a run folder."""
 
     @field_validator("decoder")
     @classmethod
@@ -296,6 +300,11 @@ class Workplace:
     run: RunFolder
     log: RunLog
     dist: Dist
+    memory: FrameMemory = field(init=False)
+    """For the frames of all episodes that are open."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "memory", FrameMemory(self.experiment.frame_memory * 1e9))
 
     def simulator(self) -> Simulator:
         """A fresh true simulator, for the caller to close. UserError where there is none."""
@@ -312,4 +321,4 @@ class Workplace:
 
     def episodes(self) -> EpisodeStore:
         """The run's episodes as they are on disk now."""
-        return EpisodeStore(self.run.folder("episodes"))
+        return EpisodeStore(self.run.folder("episodes"), self.memory)

@@ -121,7 +121,7 @@ def _held_out(place: Workplace) -> dict[str, list[tuple[Episode, str]]]:
     """Held-out (episode, name) by purpose."""
     store, config = place.episodes(), place.experiment
     held = held_out_names(store, config.collect.held_out, config.refine.rounds)
-    return {purpose: [(store.read(name), name) for name in names] for purpose, names in held.items()}
+    return {purpose: [(store.open(name), name) for name in names] for purpose, names in held.items()}
 
 
 def _measure(

@@ -45,12 +45,13 @@ class LatentCache:
         return self._kept(episode, "stills", _stills)
 
     def _kept(self, episode: Episode, what: str, encode: Callable[[Codec, Frames], Tensor]) -> Tensor:
+        frames_THWC = episode.frames_THWC[:]
         if self.folder is None:
-            return encode(self.codec.codec, episode.frames_THWC).cpu().bfloat16()
-        path = self.folder / f"{_digest(episode.frames_THWC)}-{what}.safetensors"
+            return encode(self.codec.codec, frames_THWC).cpu().bfloat16()
+        path = self.folder / f"{digest(frames_THWC)}-{what}.safetensors"
         if path.is_file():
             return load_tensors(path)[0]["latents_LChw"]
-        latents_LChw = encode(self.codec.codec, episode.frames_THWC).cpu().bfloat16()
+        latents_LChw = encode(self.codec.codec, frames_THWC).cpu().bfloat16()
         save_tensors(path, {"latents_LChw": latents_LChw})
         return latents_LChw
 
@@ -70,7 +71,7 @@ def _stills(codec: Codec, frames_THWC: Frames) -> Tensor:
     return torch.cat([codec.encode(frames[torch.from_numpy(rows), None].to(codec.device))[:, 0] for rows in parts])
 
 
-def _digest(frames_THWC: Frames) -> str:
+def digest(frames_THWC: Frames) -> str:
     """Of shape and contents."""
     found = hashlib.sha256(f"{frames_THWC.shape} ".encode())
     found.update(np.ascontiguousarray(frames_THWC).data)

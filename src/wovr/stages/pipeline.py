@@ -99,7 +99,7 @@ def open_workplace(
     dist = dist or Dist()
     if not path.exists():
         _check_files(experiment)
-    may_change = {stage.section for stage in STAGES.values() if stage.section}
+    may_change = {stage.section for stage in STAGES.values() if stage.section} | {"frame_memory"}
     if dist.is_main:
         folder = RunFolder.open(path, experiment.model_dump(mode="json"), ignore=may_change)
         dist.barrier()

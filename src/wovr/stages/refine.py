@@ -86,7 +86,7 @@ def _refine_models(place: Workplace, number: int, before: Path, folder: Path) ->
         summary["reward"] = train_reward(
             place,
             load_reward(before / REWARD).train().requires_grad_(True),
-            codec.codec,
+            codec,
             train,
             [episode for _, episode in held],
             _gentler(config.reward.train, config.refine.reward_steps, rate),

@@ -29,7 +29,7 @@ def run(place: Workplace) -> dict[str, Any]:
     record_demonstrations(place)
     store, config = place.episodes(), place.experiment
     store.check(config.simulator.image_size, len(config.policy.action_low))
-    episodes = [store.read(name) for name in _first_of_each_task(store, config.sft.demonstrations)]
+    episodes = [store.open(name) for name in _first_of_each_task(store, config.sft.demonstrations)]
     seed_everything(config.seed)
     policy = SmallVLA(config.policy)
     batches = DemonstrationBatches(episodes, policy, config.sft.train.batch_size, config.seed, config.sft.shift)
@@ -70,15 +70,16 @@ class DemonstrationBatches:
 
     def __init__(self, episodes: list[Episode], policy: SmallVLA, batch_size: int, seed: int, shift: int) -> None:
         self.batch_size, self.seed, self.shift = batch_size, seed, shift
-        frames, chunks, ids = [], [], []
-        for episode in episodes:
+        self.videos = [episode.frames_THWC for episode in episodes]
+        places, chunks, ids = [], [], []
+        for number, episode in enumerate(episodes):
             steps = int(np.argmax(episode.success_T)) + 1 if episode.success else len(episode)
             actions_TA = episode.actions_TA[:steps]
-            frames.append(episode.frames_THWC[:steps])
+            places += [(number, t) for t in range(steps)]
             chunks += [chunk_targets(actions_TA, t, policy.chunk_length) for t in range(steps)]
             ids.append(word_ids([episode.instruction]).expand(steps, -1))
-        border = ((0, 0), (shift, shift), (shift, shift), (0, 0))
-        self.frames_NHWC = np.pad(np.concatenate(frames), border, mode="edge")
+        self.places_N = places
+        """(video, frame) of each sample."""
         self.tokens_NK = policy.bins.encode(torch.from_numpy(np.stack(chunks)))
         self.ids_NL = torch.cat(ids)
 
@@ -87,10 +88,11 @@ class DemonstrationBatches:
         rng = stream(self.seed, "sft-batch", step)
         rows = rng.integers(0, len(self.tokens_NK), self.batch_size)
         corners = rng.integers(0, 2 * self.shift + 1, (self.batch_size, 2))
-        height, width = (side - 2 * self.shift for side in self.frames_NHWC.shape[1:3])
-        frames = [
-            self.frames_NHWC[row, y : y + height, x : x + width] for row, (y, x) in zip(rows, corners, strict=True)
-        ]
+        frames_BHWC = np.stack([self.videos[video][t] for video, t in (self.places_N[row] for row in rows)])
+        height, width = frames_BHWC.shape[1:3]
+        border = ((0, 0), (self.shift, self.shift), (self.shift, self.shift), (0, 0))
+        wide_BHWC = np.pad(frames_BHWC, border, mode="edge")
+        frames = [frame[y : y + height, x : x + width] for frame, (y, x) in zip(wide_BHWC, corners, strict=True)]
         index = torch.from_numpy(rows)
         return {
             "frames_BHWC": torch.from_numpy(np.stack(frames)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from wovr.core.errors import UserError
 from wovr.core.log import RunLog
 from wovr.core.seed import seed_everything
 from wovr.core.train import TrainConfig, fit
-from wovr.core.types import Frames
+from wovr.core.types import Frames, Video
 from wovr.imagine.load import CODEC, load_codec, save_codec
 from wovr.imagine.world_model import for_inference
 from wovr.metrics.video import psnr
@@ -63,7 +64,7 @@ def _convolutional(config: CodecStageConfig) -> ConvCodec:
 
 def fit_codec(
     codec: ConvCodec,
-    frames: list[Frames],
+    frames: list[Video],
     data: CodecDataConfig,
     settings: TrainConfig,
     *,
@@ -90,10 +91,10 @@ def reconstruct(codec: Codec, frames_THWC: Frames) -> Frames:
     return codec.decode_all(latents_1LChw)[0, : last + 1].cpu().numpy()
 
 
-def reconstruction_psnr(codec: Codec, frames: list[Frames]) -> float:
+def reconstruction_psnr(codec: Codec, videos: Sequence[Video]) -> float:
     """Mean over frames, dB."""
     values = [
         psnr(torch.from_numpy(reconstruct(codec, frames_THWC))[None], torch.from_numpy(frames_THWC)[None]).mean()
-        for frames_THWC in frames
+        for frames_THWC in (video[:] for video in videos)
     ]
     return float(torch.stack(values).mean())

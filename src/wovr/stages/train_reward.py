@@ -9,18 +9,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wovr.codec.base import Codec
 from wovr.core.checkpoint import save_model
 from wovr.core.seed import seed_everything
 from wovr.core.train import TrainConfig, fit
-from wovr.core.types import Episode, Frames
+from wovr.core.types import Episode, Video
 from wovr.imagine.load import CODEC, REWARD, StoredCodec
 from wovr.metrics.success import first_success
 from wovr.reward.calibrate import Calibration, calibrate
 from wovr.reward.classifier import RewardClassifier, reward_loss
 from wovr.reward.labels import LabelledFrames
 from wovr.stages.experiment import Workplace
-from wovr.stages.train_codec import reconstruct
+from wovr.stages.reconstructions import reconstructions
 
 
 def run(place: Workplace) -> dict[str, Any]:
@@ -29,7 +28,7 @@ def run(place: Workplace) -> dict[str, Any]:
     train, held = place.training_data()
     seed_everything(config.seed)
     model = RewardClassifier(config.reward.model)
-    codec = StoredCodec(place.run.path / CODEC, place.dist.device).codec
+    codec = StoredCodec(place.run.path / CODEC, place.dist.device)
     held_out = [episode for _, episode in held]
     return train_reward(place, model, codec, train, held_out, config.reward.train, place.run.path / REWARD)
 
@@ -37,7 +36,7 @@ def run(place: Workplace) -> dict[str, Any]:
 def train_reward(
     place: Workplace,
     model: RewardClassifier,
-    codec: Codec,
+    codec: StoredCodec,
     train: list[Episode],
     held_out: list[Episode],
     settings: TrainConfig,
@@ -45,8 +44,8 @@ def train_reward(
 ) -> dict[str, Any]:
     """Train `model`, calibrate it and write it to `path`; refinement calls this too, with a trained model."""
     config = place.experiment.reward
-    reconstructed = [reconstruct(codec, episode.frames_THWC) for episode in train]
-    batches = LabelledFrames(train, config.labels, place.experiment.seed, reconstructed)
+    drawn = reconstructions(place, codec, [*train, *held_out])
+    batches = LabelledFrames(train, config.labels, place.experiment.seed, drawn[: len(train)])
     result = fit(
         model,
         reward_loss,
@@ -60,9 +59,9 @@ def train_reward(
     classifier = result.model
     assert isinstance(classifier, RewardClassifier)
     succeeded_E = np.array([episode.success for episode in held_out])
-    seen = [reconstruct(codec, episode.frames_THWC) for episode in held_out]
+    seen = zip(drawn[len(train) :], held_out, strict=True)
     chosen = calibrate(
-        [probabilities(classifier, frames, e.instruction)[1:] for frames, e in zip(seen, held_out, strict=True)],
+        [probabilities(classifier, video, episode.instruction)[1:] for video, episode in seen],
         succeeded_E,
         config.calibration,
         first_success,
@@ -75,9 +74,9 @@ def train_reward(
 
 
 @torch.no_grad()
-def probabilities(model: RewardClassifier, frames_THWC: Frames, instruction: str) -> NDArray[np.float32]:
+def probabilities(model: RewardClassifier, video: Video, instruction: str) -> NDArray[np.float32]:
     """Success probability of every frame of one episode, (T,)."""
-    frames = torch.from_numpy(np.ascontiguousarray(frames_THWC))
+    frames = torch.from_numpy(np.ascontiguousarray(video[:]))
     return model.probability(frames, [instruction] * len(frames)).numpy()
 
 

@@ -129,7 +129,7 @@ def _videos(
     store, size = place.episodes(), place.experiment.world_model_eval.batch_size
     for first in range(0, len(named), size):
         part = named[first : first + size]
-        episodes = [store.read(name) for name, _ in part]
+        episodes = [store.open(name) for name, _ in part]
         steps = [T for _, T in part]
         imagined = imagine(model, episodes, steps, seed=place.experiment.seed, first=first, speed=speed)
         for imagined_THWC, episode, T in zip(imagined, episodes, steps, strict=True):
