@@ -1,0 +1,135 @@
+"""LIBERO's demonstration files: what they are called, and how they are written. `wovr.episodes.robomimic` reads them.
+
+Legend: T env steps, F = T + 1 frames; H W height and width.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from wovr.core.checkpoint import disk_is_full
+from wovr.core.errors import UserError
+from wovr.core.types import Episode
+
+CAMERA, WRIST = "agentview_rgb", "eye_in_hand_rgb"
+"""Keys under `obs`."""
+SUITE = re.compile(r"libero_(?:spatial|object|goal|10|90)(?![0-9a-z])")
+ORIGIN = ("instruction", "suite", "task_id", "init_id", "policy", "seed", "purpose")
+"""Fields of Episode that are attributes of a demonstration in our files."""
+PACKING: dict[str, Any] = {"compression": "gzip", "compression_opts": 1}
+
+
+def task_language(name: str) -> str:
+    """Instruction of LIBERO's task of that name: without the scene that names in libero_10 and libero_90 begin with."""
+    return re.sub(r"^[A-Z_]+SCENE\d+_", "", name).replace("_", " ")
+
+
+def libero_task_names(suite: str) -> list[str]:
+    """Names of a suite's tasks by task id, from LIBERO where it is installed, otherwise []. Nothing of it is imported:
+    its import asks a question and loads a simulator."""
+    package = importlib.util.find_spec("libero")
+    for folder in (package.submodule_search_locations or ()) if package else ():
+        path = Path(folder) / "libero" / "benchmark" / "libero_suite_task_map.py"
+        spec = importlib.util.spec_from_file_location("libero_suite_task_map", path)
+        if path.is_file() and spec and spec.loader:
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            return list(module.libero_task_map.get(suite, []))
+    return []
+
+
+def write_libero(folder: Path, episodes: Iterable[Episode]) -> int:
+    """Write a folder of `{task}_demo.hdf5`, one per task, and return how many episodes there were.
+
+    N = T samples, pictures turned back to LIBERO's convention, and attributes as LIBERO's files have them. Frame i is
+    the one that action i was taken at, as every reader takes it. The last frame and state, and what else we know of
+    an episode, stand beside (`final_obs`, `final_state`, attributes), where other readers do not look.
+
+    The folder must not exist or be empty; it appears by rename. UserError where it is not, or the disk is full.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: expected a new or empty folder, found other files")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    files: dict[tuple[str, int, str], h5py.File] = {}
+    count = 0
+    try:
+        for episode in episodes:
+            task = (episode.suite, episode.task_id, episode.instruction)
+            if task not in files:
+                files[task] = _new_file(temporary, *task)
+            _write_demo(files[task]["data"], episode)
+            count += 1
+        while files:
+            files.popitem()[1].close()
+        os.replace(temporary, folder)
+    except OSError as error:
+        if disk_is_full(error):
+            raise UserError(f"{folder}: expected room to write it, found a full disk") from None
+        raise
+    finally:
+        for file in files.values():
+            file.close()
+        shutil.rmtree(temporary, ignore_errors=True)
+    return count
+
+
+def _new_file(folder: Path, suite: str, task_id: int, instruction: str) -> h5py.File:
+    names = dict(enumerate(libero_task_names(suite)))
+    name = names.get(task_id, "")
+    if task_language(name) != instruction:
+        name = re.sub(r"[^A-Za-z0-9]+", "_", instruction).strip("_") or suite
+    if (folder / f"{name}_demo.hdf5").exists():  # another task of the same words
+        name = f"{name}_{task_id}"
+    file = h5py.File(folder / f"{name}_demo.hdf5", "x")
+    problem = {"problem_name": suite, "domain_name": "robosuite", "language_instruction": instruction}
+    environment: dict[str, Any] = {"type": 1, "env_name": suite, "problem_name": suite, "env_kwargs": {}}
+    data = file.create_group("data")
+    if SUITE.fullmatch(suite):
+        environment["bddl_file"] = data.attrs["bddl_file_name"] = f"bddl_files/{suite}/{name}.bddl"
+    data.attrs.update(
+        env_name=suite,
+        problem_info=json.dumps(problem),
+        env_args=json.dumps(environment),
+        macros_image_convention="opengl",
+        num_demos=0,
+        total=0,
+    )
+    return file
+
+
+def _write_demo(data: h5py.Group, episode: Episode) -> None:
+    steps = len(episode)
+    demo = data.create_group(f"demo_{data.attrs['num_demos']}")
+    arrays: dict[str, NDArray[Any]] = {
+        "actions": episode.actions_TA,
+        "rewards": episode.success_T.astype(np.uint8),
+        "dones": (np.arange(steps) == steps - 1).astype(np.uint8),
+        "states": episode.states_TS[:steps],
+        "final_state": episode.states_TS[steps:],
+    }
+    cameras = {CAMERA: episode.frames_THWC, WRIST: episode.wrist_THWC}
+    for camera, frames_THWC in cameras.items():
+        if frames_THWC is not None:
+            turned = frames_THWC[:, ::-1, ::-1]
+            arrays |= {f"obs/{camera}": turned[:steps], f"final_obs/{camera}": turned[steps:]}
+    for name, array in arrays.items():
+        packing = {"chunks": (1, *array.shape[1:]), **PACKING} if array.ndim == 4 and array.size else {}
+        demo.create_dataset(name, data=array, **packing)
+    demo.attrs.update({key: getattr(episode, key) for key in ORIGIN}, num_samples=steps)
+    if episode.states_TS.size:
+        demo.attrs["init_state"] = episode.states_TS[0]
+    data.attrs["num_demos"] += 1
+    data.attrs["total"] += steps
