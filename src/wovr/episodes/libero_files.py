@@ -123,7 +123,7 @@ def _write_demo(data: h5py.Group, episode: Episode) -> None:
     cameras = {CAMERA: episode.frames_THWC, WRIST: episode.wrist_THWC}
     for camera, frames_THWC in cameras.items():
         if frames_THWC is not None:
-            turned = frames_THWC[:, ::-1, ::-1]
+            turned = frames_THWC[:][:, ::-1, ::-1]
             arrays |= {f"obs/{camera}": turned[:steps], f"final_obs/{camera}": turned[steps:]}
     for name, array in arrays.items():
         packing = {"chunks": (1, *array.shape[1:]), **PACKING} if array.ndim == 4 and array.size else {}
