@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from wovr.core.errors import UserError
 from wovr.stages.pipeline import STAGES, load_experiment, open_workplace, run_all, run_command
+from wovr_cli import convert
 from wovr_cli.launch import is_worker, launch, run_worker
 from wovr_cli.result import print_result, print_world_model
 
@@ -243,6 +244,9 @@ def _zero_settings(zero: str) -> Path | None:
     if not path.is_file():
         raise UserError(f"--zero: expected 0, 1, 2, 3 or a JSON file of DeepSpeed's settings, found {zero!r}")
     return path
+
+
+app.command(epilog=convert.EXAMPLES)(convert.convert)
 
 
 @app.command()

@@ -98,6 +98,8 @@ def test_foreign_and_broken_folders(tmp_path: Path) -> None:
     (tmp_path / "photos" / "cat.png").touch()
     refused(lambda: RunFolder.open(tmp_path / "photos", CONFIG), "photos", "found other files")
     assert [file.name for file in (tmp_path / "photos").iterdir()] == ["cat.png"]
+    (tmp_path / "photos" / "episodes").mkdir()
+    refused(lambda: RunFolder.open(tmp_path / "photos", CONFIG), "photos", "found other files")
     refused(lambda: RunFolder.read(tmp_path / "none"), "none", "no manifest.json")
     path = tmp_path / "demo"
     RunFolder.open(path, CONFIG).close()
@@ -115,3 +117,13 @@ def test_an_interruption_before_the_manifest_is_harmless(tmp_path: Path) -> None
     (path / "manifest.json").unlink()
     with RunFolder.open(path, CONFIG) as run:
         assert run.config == CONFIG
+
+
+def test_converted_episodes_may_be_there_first(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "episodes").mkdir(parents=True)
+    (tmp_path / "mine" / "episodes" / "shard_00000.hdf5").touch()
+    with RunFolder.open(tmp_path / "mine", CONFIG) as run:
+        run.mark_done("sft", 1.0, {})
+        assert [file.name for file in run.folder("episodes").iterdir()] == ["shard_00000.hdf5"]
+    with RunFolder.open(tmp_path / "mine", CONFIG) as run:
+        assert run.stage_done("sft")

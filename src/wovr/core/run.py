@@ -27,6 +27,8 @@ from wovr.core.log import append_record, read_records
 
 FORMAT = 1
 """Layout of the folder; a folder of another number is refused."""
+EPISODES = "episodes"
+"""The store of recorded episodes in it."""
 
 
 class RunFolder:
@@ -46,11 +48,14 @@ class RunFolder:
     def open(cls, path: Path, config: Mapping[str, Any], ignore: Collection[str] = ()) -> RunFolder:
         """Make the folder, or continue it when it was made with the same config.
 
+        Episodes may be there before: `wovr convert` puts them where a run looks for them.
+
         `config` is `Config.model_dump(mode="json")`; the top-level keys in `ignore` do not change results and may
         differ. Raises UserError when the folder has another config, other content or is in use.
         """
         text = yaml.safe_dump(dict(config), sort_keys=False)
-        if path.is_dir() and any(path.iterdir()) and not (path / ".lock").exists():
+        others = path.is_dir() and any(file.name != EPISODES for file in path.iterdir())
+        if others and not (path / ".lock").exists():
             raise UserError(f"{path}: expected a new folder or a run folder, found other files; choose another name")
         path.mkdir(parents=True, exist_ok=True)
         lock = _lock(path)

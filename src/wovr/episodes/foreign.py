@@ -5,7 +5,7 @@ Legend: T env steps, F frames; H W height and width.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +14,12 @@ from PIL import Image
 from wovr.core.errors import UserError
 from wovr.core.types import Frames
 
-SuccessLabels = Literal["recorded", "last", "none"]
-"""Which frames meet their task's condition: those that the recording marks, the last of every episode (demonstrations
-that were kept because they succeeded), or none."""
+Success = Literal["recorded", "last", "none"]
+"""Which frames count as successful: those that the recording marks; the last one of every episode, as in
+demonstrations that were kept because they succeeded; none."""
 
 
-def success_labels(
-    labels: SuccessLabels, recorded_T: NDArray[np.bool_] | None, steps: int, place: str
-) -> NDArray[np.bool_]:
+def success_labels(labels: Success, recorded_T: NDArray[np.bool_] | None, steps: int, place: str) -> NDArray[np.bool_]:
     """`Episode.success_T` of an episode of `steps` env steps.
 
     `recorded_T` is what the recording says, None where it says nothing; `recorded` then raises UserError, naming
@@ -39,12 +37,19 @@ def success_labels(
     return success_T
 
 
-def resize(frames_FHWC: NDArray[Any], size: int | None) -> Frames:
-    """Frames of `size` x `size`, resampled with Lanczos' filter; None leaves them as they are.
+def resized(frame_HWC: Frames, size: int | None) -> Frames:
+    """The whole view as a square of `size` pixels, Lanczos with antialiasing; unchanged with None.
 
-    Pictures that are not square are squeezed rather than cut, so that nothing of the scene is lost.
+    A wide view is squeezed, as OpenVLA does it (its image strategy `resize-naive`): nothing is cut off, and no
+    pixels are spent on bars.
     """
+    if size is None or frame_HWC.shape[:2] == (size, size):
+        return frame_HWC
+    return np.asarray(Image.fromarray(frame_HWC).resize((size, size), Image.Resampling.LANCZOS))
+
+
+def resize(frames_FHWC: Frames, size: int | None) -> Frames:
+    """All frames of an episode `resized`."""
     if size is None or frames_FHWC.shape[1:3] == (size, size):
         return frames_FHWC
-    pictures = (Image.fromarray(frame_HWC) for frame_HWC in frames_FHWC)
-    return np.stack([np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS)) for picture in pictures])
+    return np.stack([resized(frame_HWC, size) for frame_HWC in frames_FHWC])

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def task_language(name: str) -> str:
     return re.sub(r"^[A-Z_]+SCENE\d+_", "", name).replace("_", " ")
 
 
+@cache
 def libero_task_names(suite: str) -> list[str]:
     """Names of a suite's tasks by task id, from LIBERO where it is installed, otherwise []. Nothing of it is imported:
     its import asks a question and loads a simulator."""

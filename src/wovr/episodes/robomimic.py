@@ -44,8 +44,8 @@ from numpy.typing import NDArray
 
 from wovr.core.errors import UserError
 from wovr.core.types import Episode
-from wovr.episodes.foreign import SuccessLabels, resize, success_labels
-from wovr.episodes.libero_files import CAMERA, ORIGIN, SUITE, WRIST, task_language
+from wovr.episodes.foreign import Success, resize, success_labels
+from wovr.episodes.libero_files import CAMERA, ORIGIN, SUITE, WRIST, libero_task_names, task_language
 from wovr.episodes.store import _readable
 
 CAMERAS = (CAMERA, "agentview_image")
@@ -67,11 +67,12 @@ def read_robomimic(
     *,
     camera: str | None = None,
     wrist: str | None = None,
-    success: SuccessLabels = "recorded",
+    success: Success = "recorded",
     size: int | None = None,
     rotate: bool | None = None,
     instruction: str | None = None,
     task_id: int | None = None,
+    file_number: int = 0,
     purpose: str | None = None,
     policy: str = "human",
 ) -> Iterator[Episode]:
@@ -85,7 +86,9 @@ def read_robomimic(
         size: height and width to bring frames to; None leaves them as they are.
         rotate: whether pictures are turned by 180 degrees; None does it with LIBERO's.
         instruction: of all episodes; None takes what the file says.
-        task_id: of all episodes; None takes what the file says (ours do), otherwise 0.
+        task_id: of all episodes; None takes what the file says (ours do), or the number of the task that it is named
+            after where LIBERO is installed, otherwise `file_number`.
+        file_number: of this file among those of a dataset, from 0.
         purpose: line of the ledger; None takes what the file says (ours do), otherwise `demonstrations`.
         policy: what acted, where the file does not say it.
 
@@ -103,8 +106,9 @@ def read_robomimic(
                 stored["instruction"] = _instruction(path, data, demo)
             if "suite" not in stored:
                 stored["suite"] = _suite(path, data)
+        if "task_id" not in stored | given:
+            stored["task_id"] = _task_id(path, stored["suite"], file_number)
         default: dict[str, Any] = {
-            "task_id": 0,
             "init_id": number,
             "policy": policy,
             "seed": 0,
@@ -121,7 +125,7 @@ class _Demo:
         self.padded = int("padded_samples" in demo.attrs)
 
     def arrays(
-        self, camera: str | None, wrist: str | None, success: SuccessLabels, size: int | None, rotate: bool | None
+        self, camera: str | None, wrist: str | None, success: Success, size: int | None, rotate: bool | None
     ) -> dict[str, Any]:
         """The array fields of `Episode`."""
         camera = self._camera(camera, CAMERAS)
@@ -236,6 +240,12 @@ def _suite(path: Path, data: h5py.Group) -> str:
         if found := SUITE.search(text):
             return found[0]
     return str(_json(data, "env_args").get("env_name") or path.stem)
+
+
+def _task_id(path: Path, suite: str, file_number: int) -> int:
+    names = libero_task_names(suite)
+    name = path.stem.removesuffix("_demo")
+    return names.index(name) if name in names else file_number
 
 
 def _table(rows: NDArray[Any]) -> NDArray[Any]:
