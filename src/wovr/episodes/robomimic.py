@@ -46,7 +46,7 @@ from wovr.core.errors import UserError
 from wovr.core.types import Episode
 from wovr.episodes.foreign import Success, resize, success_labels
 from wovr.episodes.libero_files import CAMERA, ORIGIN, SUITE, WRIST, libero_task_names, task_language
-from wovr.episodes.store import _readable
+from wovr.episodes.video import readable
 
 CAMERAS = (CAMERA, "agentview_image")
 WRISTS = (WRIST, "robot0_eye_in_hand_image")
@@ -55,7 +55,7 @@ WRISTS = (WRIST, "robot0_eye_in_hand_image")
 
 def demo_names(path: Path) -> list[str]:
     """Names of a file's demonstrations in their order. UserError where it is no such file, or damaged."""
-    with _readable(str(path)), h5py.File(path, "r", locking=False) as file:
+    with readable(str(path)), h5py.File(path, "r", locking=False) as file:
         names = [name for name in file.get("data", ()) if re.fullmatch(r"demo_\d+", name)]
     if not names:
         raise UserError(f"{path}: expected demonstrations (data/demo_0, ...), found none")
@@ -98,7 +98,7 @@ def read_robomimic(
     given = {key: value for key, value in asked.items() if value is not None}
     for number, name in enumerate(demo_names(path)):
         place = f"{path}: {name}"
-        with _readable(place), h5py.File(path, "r", locking=False) as file:
+        with readable(place), h5py.File(path, "r", locking=False) as file:
             data, demo = file["data"], file["data"][name]
             arrays = _Demo(demo, place, libero=_is_libero(data, demo)).arrays(camera, wrist, success, size, rotate)
             stored = {key: _plain(demo.attrs[key]) for key in ORIGIN if key in demo.attrs}
