@@ -11,7 +11,7 @@ except ImportError as error:
     ) from None
 
 from wovr.episodes.lerobot.layout import DatasetInfo, load_info
-from wovr.episodes.lerobot.read import Success, read_lerobot
+from wovr.episodes.lerobot.read import read_lerobot
 from wovr.episodes.lerobot.write import write_lerobot
 
-__all__ = ["DatasetInfo", "Success", "load_info", "read_lerobot", "write_lerobot"]
+__all__ = ["DatasetInfo", "load_info", "read_lerobot", "write_lerobot"]

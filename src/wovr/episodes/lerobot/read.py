@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,7 @@ from PIL import Image
 
 from wovr.core.errors import UserError
 from wovr.core.types import Actions, Episode, Frames
+from wovr.episodes.foreign import Success, resized
 from wovr.episodes.lerobot.layout import (
     ACTION,
     INFO,
@@ -40,11 +41,7 @@ from wovr.episodes.lerobot.layout import (
     load_info,
 )
 from wovr.episodes.lerobot.metadata import Record, load_records, load_tasks, readable
-from wovr.episodes.lerobot.video import read_video, resized
-
-Success = Literal["recorded", "last", "none"]
-"""Which frames count as successful: those that the dataset says (`next.success`, or else `next.reward` of 0 and 1);
-the last one of every episode, as in successful demonstrations; none."""
+from wovr.episodes.lerobot.video import read_video
 
 ROWS = 128
 """Rows read from a parquet file at a time; they may hold pictures."""
@@ -63,7 +60,8 @@ def read_lerobot(
     """Episodes of the dataset in `folder`, in its order.
 
     `camera` and `wrist` are keys of cameras, needed where the dataset has several and does not say which is which;
-    `size` makes frames square (`resized`). `policy` and `purpose` go to episodes that do not bring their own.
+    `size` makes frames square (`resized`). Recorded success is that of `next.success`, or else a `next.reward` of 0 or
+    1. `policy` and `purpose` go to episodes that do not bring their own.
     Metadata are checked here, samples and frames as they are read. Raises UserError naming the file and the episode.
     """
     info = load_info(folder)

@@ -22,10 +22,10 @@ from typing import Self
 import av
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from wovr.core.errors import UserError
 from wovr.core.types import Frames
+from wovr.episodes.foreign import resized
 
 CODEC, PIXELS = "libx264", "yuv420p"
 OPTIONS = {"crf": "18", "g": "2", "bf": "0"}
@@ -117,14 +117,3 @@ def read_video(path: Path, times_T: NDArray[np.float64], fps: float, size: int |
     if len(frames) < len(times_T):
         raise UserError(f"expected {len(times_T)} frames, found {len(frames)}")
     return np.stack(frames)
-
-
-def resized(frame_HWC: Frames, size: int | None) -> Frames:
-    """The whole view as a square of `size` pixels, Lanczos with antialiasing; unchanged with None.
-
-    A wide view is squeezed, as OpenVLA does it (its image strategy `resize-naive`): nothing is cut off, and no
-    pixels are spent on bars.
-    """
-    if size is None or frame_HWC.shape[:2] == (size, size):
-        return frame_HWC
-    return np.asarray(Image.fromarray(frame_HWC).resize((size, size), Image.Resampling.LANCZOS))
