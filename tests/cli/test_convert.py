@@ -203,6 +203,9 @@ def test_bad_input_is_one_line(tmp_path: Path, demos: Path, store: Path) -> None
     assert "found something else" in refused(tmp_path / "cat.png", target)
     assert "--to: expected episodes, lerobot-v2.1, " in refused(demos, target, "--to", "zarr")
     assert "--success: expected recorded, last, none, found 'maybe'" in refused(demos, target, "--success", "maybe")
+    assert "--purpose: expected collect, demonstrations or refine-1, ..." in refused(
+        demos, target, "--purpose", "train"
+    )
     assert "expected --to with one of episodes, lerobot-v2.1, " in refused(store, target)
     assert "expected another place than the source's" in refused(store, store, "--to", "episodes", "--append")
     assert "--camera: expected none with episodes" in refused(store, target, "--to", "libero", "--camera", "top")

@@ -7,6 +7,7 @@ shards stay, and a second conversion of the same purpose is refused rather than 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,14 +24,16 @@ from wovr.episodes.robomimic import demo_names, read_robomimic
 from wovr.episodes.store import EpisodeStore
 from wovr.kir.bank import KeyframeBank
 from wovr.kir.published import read_starts, start_files, write_starts
-from wovr.stages.data import DEMONSTRATIONS
+from wovr.stages.data import COLLECT, DEMONSTRATIONS, refine_purpose
 
 Kind = Literal["episodes", "lerobot-v2.1", "lerobot-v3.0", "libero", "keyframes", "npy"]
 """Formats: our store; LeRobot datasets; demonstrations of LIBERO or robomimic; our keyframe bank; published starts."""
 STARTS = ("keyframes", "npy")
 """Kinds of start states; the others hold episodes."""
-BATCH, BATCH_BYTES = 32, 256 * 2**20
+BATCH, BATCH_BYTES = 32, 128 * 2**20
 """A shard of the store is closed at so many episodes, or bytes of frames."""
+PURPOSES = rf"{COLLECT}|{DEMONSTRATIONS}|{refine_purpose(1)[:-1]}[1-9]\d*"
+"""Lines of the ledger that stages read."""
 LIBERO_FPS = 20
 """Control steps per second, of LIBERO and most of robomimic's."""
 
@@ -97,6 +100,8 @@ def recognise(source: Path) -> Kind:
 
 def convert(source: Path, target: Path, to: Kind | None, options: Options, log: RunLog) -> Converted:
     """Convert `source` to `target`. UserError in one line for whatever does not fit; then nothing is left behind."""
+    if options.purpose is not None and not re.fullmatch(PURPOSES, options.purpose):
+        raise UserError(f"--purpose: expected {COLLECT}, {DEMONSTRATIONS} or refine-1, ..., found {options.purpose!r}")
     kind = recognise(source)
     to = to or _default(source, kind)
     if (kind in STARTS) != (to in STARTS):
