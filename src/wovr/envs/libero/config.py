@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from wovr.core.config import Config
 from wovr.core.errors import UserError
-from wovr.envs.libero.suites import HORIZONS, check_suite, task_map, task_numbers
+from wovr.envs.libero.suites import SUITES, check_suite, task_map, task_numbers
 
 
 class LiberoConfig(Config):
@@ -43,6 +43,11 @@ class LiberoConfig(Config):
     gl: Literal["auto", "egl", "osmesa"] = "auto"
     """Renderer without a display; `auto` takes egl where it works."""
 
+    @property
+    def num_tasks(self) -> int:
+        """How many tasks there are to act in."""
+        return len(self.tasks) or SUITES[self.suite].tasks
+
     @field_validator("suite")
     @classmethod
     def _known(cls, suite: str) -> str:
@@ -68,7 +73,8 @@ class LiberoConfig(Config):
     @field_validator("horizon")
     @classmethod
     def _usual(cls, horizon: int, info: ValidationInfo) -> int:
-        return horizon or HORIZONS.get(info.data.get("suite", ""), 0)
+        suite = SUITES.get(info.data.get("suite", ""))
+        return horizon or (suite.horizon if suite else 0)
 
     @property
     def num_tasks(self) -> int:

@@ -14,21 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wovr.core.types import Actions, Frames, no_motion
+from wovr.envs.libero.render import Look, Renderer
 
 CAMERA, WRIST = "agentview", "robot0_eye_in_hand"
 ACTION_DIM = 7
 PLACEMENTS = 50
 """Placements that are tried: the samplers give up now and then."""
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """How a scene is rendered; fields as in `LiberoConfig`."""
-
-    image_size: int
-    wrist: bool
-    shadows: bool
-    reflections: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +62,9 @@ class Scene:
     def __init__(self, task_file: str, look: Look) -> None:
         from libero.libero.envs.env_wrapper import ControlEnv
         from robosuite.utils.errors import RandomizationError
+        from robosuite.utils.observables import Observable
 
-        self._misplaced = RandomizationError
+        self._misplaced, self._sampled = RandomizationError, True
         self._look = look
         for seed in range(PLACEMENTS):
             np.random.seed(seed)  # noqa: NPY002  (robosuite draws from the global state)
@@ -90,19 +82,23 @@ class Scene:
         else:
             raise RuntimeError(f"no placement found in {PLACEMENTS} trials")
         self._env: Any = control.env
-        # Nobody reads robosuite's observations, which cost a tenth of a step.
-        self._env._observables = {}
         model = self._env.sim.model._model
+        self._renderer = Renderer(model, look)
+        # The one observation: what a picture shows. robosuite samples it in the midst of a step, as it does pictures.
+        self._env._observables = {"shown": Observable("shown", self._sensor(model), sampling_rate=self._env.control_freq)}
         # What an episode changes in the model: fixtures are placed, and the stove's burner glows.
         self._kept = {name: getattr(model, name).copy() for name in ("body_pos", "body_quat", "site_rgba")}
-        self._eye = _Eye(model, look)
 
     def reset(self, begin: Begin) -> Glance:
         """Begin at the given state, or at one that the task's samplers draw; the same start gives the same episode."""
         env = self._env
         model = env.sim.model._model
+        self._sampled = True
         for name, values in self._kept.items():
             getattr(model, name)[:] = values
+        # The gripper's command is integrated, and goes back to zero only where robosuite builds everything anew.
+        for robot in env.robots:
+            robot.gripper.current_action = np.zeros(robot.gripper.dof)
         np.random.seed(begin.seed)  # noqa: NPY002
         # Not ControlEnv.reset, which swallows every exception and tries again for ever.
         for trial in range(PLACEMENTS):
@@ -117,24 +113,16 @@ class Scene:
             env.sim.forward()
             env._check_success()
             env._post_process()
-        self._shown_rgba = model.site_rgba.copy()
+            env._update_observables(force=True)
         for _ in range(begin.settle_steps):
-            self._advance(no_motion(ACTION_DIM))
-        return self.look()
+            env.step(no_motion(ACTION_DIM))
+        return self._glance(render=True)
 
     def step(self, action_A: Actions, *, render: bool) -> Glance:
         """One env step: 25 physics steps of 2 ms under the controller of end-effector deltas."""
-        self._advance(action_A)
-        return self.look(render=render)
-
-    def look(self, *, render: bool = True) -> Glance:
-        """The present state, and pictures of it rotated by 180 degrees, as policies are trained on."""
-        sim = self._env.sim
-        frame = wrist = None
-        if render:
-            frame = self._picture(CAMERA)
-            wrist = self._picture(WRIST) if self._look.wrist else None
-        return Glance(frame, wrist, bool(self._env._check_success()), sim.get_state().flatten())
+        self._sampled = render
+        self._env.step(action_A)
+        return self._glance(render)
 
     def poses(self) -> dict[str, NDArray[np.float64]]:
         """Privileged state by name; see `Libero.poses`."""
@@ -154,42 +142,43 @@ class Scene:
         return poses
 
     def close(self) -> None:
-        self._eye.close()
+        self._renderer.close()
 
-    def _advance(self, action_A: Actions) -> None:
-        # LIBERO renders within the step, before its sites change: the burner is seen to glow one step late.
-        self._shown_rgba = self._env.sim.model._model.site_rgba.copy()
-        self._env.step(action_A)
+    def _glance(self, render: bool) -> Glance:
+        sim = self._env.sim
+        frame = wrist = None
+        if render:
+            frame = self._picture(CAMERA)
+            wrist = self._picture(WRIST) if self._look.wrist else None
+        return Glance(frame, wrist, bool(self._env._check_success()), sim.get_state().flatten())
+
+    def _sensor(self, model: Any) -> Any:
+        """Keeps what a picture would show at the moment at which robosuite takes it.
+
+        LIBERO's picture of a step is one or two physics steps older than the state after it, and older than what the
+        step changes in the model, as the glow of the burner. Policies have learned from such pictures.
+        """
+        import mujoco
+        from robosuite.utils.observables import sensor
+
+        self._shown, self._shown_rgba = mujoco.MjData(model), model.site_rgba.copy()
+
+        @sensor(modality="image")
+        def shown(_: object) -> NDArray[np.float64]:
+            if self._sampled:
+                mujoco.mj_copyData(self._shown, model, self._env.sim.data._data)
+                self._shown_rgba[:] = model.site_rgba
+            return np.zeros(1)
+
+        return shown
 
     def _picture(self, camera: str) -> Frames:
         sites = self._env.sim.model._model.site_rgba
         present = sites.copy()
         sites[:] = self._shown_rgba
-        picture = self._eye.picture(self._env.sim.data._data, camera)
+        picture = self._renderer.picture(self._shown, camera)
         sites[:] = present
         return picture
-
-
-class _Eye:
-    """Renders a model at one size."""
-
-    def __init__(self, model: Any, look: Look) -> None:
-        import mujoco
-
-        model.vis.global_.offwidth = model.vis.global_.offheight = look.image_size
-        self._renderer = mujoco.Renderer(model, look.image_size, look.image_size)
-        self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = look.shadows
-        self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = look.reflections
-        self._option = mujoco.MjvOption()
-        self._option.geomgroup[0] = 0  # collision shapes
-
-    def picture(self, data: Any, camera: str) -> Frames:
-        self._renderer.update_scene(data, camera, self._option)
-        # The renderer turns GL's picture upright; LIBERO does not, and policies see that one rotated by 180 degrees.
-        return np.ascontiguousarray(self._renderer.render()[:, ::-1])
-
-    def close(self) -> None:
-        self._renderer.close()
 
 
 def _site_pose(data: Any, site: int) -> NDArray[np.float64]:

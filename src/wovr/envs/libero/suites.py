@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import pickle
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -16,14 +17,30 @@ from wovr.core.errors import UserError
 from wovr.core.types import Task
 from wovr.envs.libero.install import find_package
 
-HORIZONS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
-"""Env steps that published evaluations allow per suite; the longest demonstrations take 193, 254, 270, 505 and 373."""
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """What is known of a suite before hf-libero is installed."""
+
+    tasks: int
+    """How many it has."""
+    horizon: int
+    """Env steps that published evaluations allow; the longest demonstrations take 193, 254, 270, 505 and 373."""
+
+
+SUITES = {
+    "libero_spatial": Suite(10, 220),
+    "libero_object": Suite(10, 280),
+    "libero_goal": Suite(10, 300),
+    "libero_10": Suite(10, 520),
+    "libero_90": Suite(90, 400),
+}
 
 
 def check_suite(name: str) -> str:
     """`name` if it is a suite; ValueError with the nearest names otherwise."""
-    if name not in HORIZONS:
-        raise ValueError(f"expected a LIBERO suite{_nearest(name, list(HORIZONS))}")
+    if name not in SUITES:
+        raise ValueError(f"expected a LIBERO suite{_nearest(name, list(SUITES))}")
     return name
 
 
@@ -35,7 +52,7 @@ def task_map() -> dict[str, list[str]]:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return {suite: list(module.libero_task_map[suite]) for suite in HORIZONS}
+    return {suite: list(module.libero_task_map[suite]) for suite in SUITES}
 
 
 def task_numbers(suites: dict[str, list[str]], suite: str, names: Sequence[str]) -> list[int]:
