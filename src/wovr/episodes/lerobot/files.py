@@ -85,7 +85,7 @@ class FilesV2:
             key: {name: value.tolist() for name, value in values.items() if name not in QUANTILES}
             for key, values in stats.items()
         }
-        row = {"episode_index": number, "tasks": tasks, "length": len(table), "wovr": facts}
+        row = {"episode_index": number, "tasks": tasks, "length": len(table), **facts}
         for file, value in ((self._episodes, row), (self._stats, {"episode_index": number, "stats": kept})):
             file.write(json.dumps(value, ensure_ascii=False) + "\n")
         self.episodes += 1
@@ -137,7 +137,7 @@ class FilesV3:
             if key not in self._videos:
                 self._videos[key] = self._open.enter_context(closing(_VideoFiles(self.folder, key, self.fps)))
             row |= {f"videos/{key}/{name}": value for name, value in self._videos[key].add(frames).items()}
-        row |= {f"wovr/{name}": value for name, value in facts.items()}
+        row |= facts
         for key, values in stats.items():
             row |= {f"stats/{key}/{name}": value.tolist() for name, value in values.items()}
             self._stats[key] = combined(self._stats[key], values) if key in self._stats else values

@@ -17,8 +17,9 @@ in the mp4 files, one of dtype `image` in the parquet files as encoded pictures.
 taken at it, so an episode has as many actions as frames; `next.reward`, `next.done` and `next.success` tell what that
 action led to.
 
-wovr adds, beside what LeRobot knows and skips: the key `wovr` in `info.json` (`Written`) and per episode `Facts`, as
-the key `wovr` in episodes.jsonl (v2.1) or as columns `wovr/...` in meta/episodes (v3.0).
+wovr adds what LeRobot skips: the key `wovr` in `info.json` (`Written`) and per episode `Facts`, as keys `wovr/...` in
+episodes.jsonl (v2.1) or as columns of these names in meta/episodes (v3.0). LeRobot's converter from v2.1 to v3.0 keeps
+both.
 """
 
 from __future__ import annotations

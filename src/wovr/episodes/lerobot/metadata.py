@@ -46,7 +46,6 @@ class Record:
 class _EpisodeV2(Config, extra="ignore"):
     episode_index: int = Field(ge=0)
     length: int = Field(ge=1)
-    wovr: Facts | None = None
 
 
 class _TaskV2(Config, extra="ignore"):
@@ -68,8 +67,6 @@ def load_records(folder: Path, info: DatasetInfo, cameras: Sequence[str]) -> lis
         for path in (record.data, *(clip.path for clip in record.clips.values())):
             if not path.is_file():
                 raise UserError(f"{path}: expected a file with episode {record.index}, found none")
-        if info.wovr and not record.facts:
-            raise UserError(f"{folder / 'meta'}: expected what wovr recorded of episode {record.index}, found none")
     return records
 
 
@@ -77,6 +74,8 @@ def load_tasks(folder: Path, info: DatasetInfo) -> dict[int, str]:
     """Text of every task by its `task_index`."""
     if info.codebase_version != "v3.0":
         tasks = [validate(_TaskV2, row, place) for place, row in _lines(folder / TASKS_V2)]
+        if not tasks:
+            raise UserError(f"{folder / TASKS_V2}: expected tasks, found none")
         return {task.task_index: task.task for task in tasks}
     path = folder / TASKS_V3
     with readable(path):
@@ -105,7 +104,7 @@ def _records_v2(folder: Path, info: DatasetInfo, videos: Sequence[str]) -> Itera
         clips = {
             key: Clip(fill(folder, info.video_path or "", video_key=key, **where), 0.0, whole=True) for key in videos
         }
-        yield Record(episode.episode_index, episode.length, data, clips, episode.wovr)
+        yield Record(episode.episode_index, episode.length, data, clips, _facts(info, row, place))
 
 
 def _records_v3(folder: Path, info: DatasetInfo, videos: Sequence[str]) -> Iterator[Record]:
@@ -139,9 +138,15 @@ def _record_v3(folder: Path, info: DatasetInfo, videos: Sequence[str], path: Pat
         where = {name: row[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
         clips[key] = Clip(fill(folder, info.video_path or "", video_key=key, **where), start, whole=False)
     data = fill(folder, info.data_path, chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
-    raw = {name: row[f"wovr/{name}"] for name in Facts.model_fields} if info.wovr else None
-    facts = validate(Facts, raw, f"{path}: episode {row['episode_index']}") if raw else None
+    facts = _facts(info, row, f"{path}: episode {row['episode_index']}")
     return Record(row["episode_index"], row["length"], data, clips, facts)
+
+
+def _facts(info: DatasetInfo, row: dict[str, Any], place: str) -> Facts | None:
+    """What wovr adds to an episode's row."""
+    if info.wovr is None:
+        return None
+    return validate(Facts, {name: row[key] for name in Facts.model_fields if (key := f"wovr/{name}") in row}, place)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

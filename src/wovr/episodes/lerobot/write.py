@@ -93,7 +93,7 @@ def _write(folder: Path, episodes: Iterable[Episode], version: Version, fps: int
             found = _features(columns, cameras, fps)
             features = features or found
             _check(count - 1, columns, features, found)
-            facts = {name: getattr(episode, name) for name in Facts.model_fields} | {"success": episode.success}
+            facts = {f"wovr/{name}": getattr(episode, name) for name in (*Facts.model_fields, "success")}
             stats = {name: vector_stats(values) for name, values in columns.items()}
             stats |= {name: frame_stats(frames) for name, frames in cameras.items()}
             files.add(_table(columns), cameras, stats, [episode.instruction], facts)
