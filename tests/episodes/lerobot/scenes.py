@@ -52,11 +52,11 @@ def psnr(left: Frames, right: Frames) -> float:
     return float(10 * np.log10(255**2 / np.mean((left.astype(float) - right) ** 2)))
 
 
-def encode(path: Path, frames: Frames, fps: int = FPS) -> None:
-    """As LeRobot's writer by default: AV1 where this build has it, a keyframe every second frame."""
+def encode(path: Path, frames: Frames, fps: int = FPS, codec: str = "libx264", **options: str) -> None:
+    """One mp4 file; LeRobot's defaults are the codec libsvtav1 and g=2, a keyframe every second frame."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"g": "2", "crf": "20"})
+        stream = container.add_stream(codec, rate=fps, options={"g": "2", "crf": "20", **options})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))

@@ -12,8 +12,6 @@ import av
 import numpy as np
 import pytest
 
-pytest.importorskip("pyarrow")
-
 from tests.episodes.lerobot.format_reader import read_dataset
 from tests.episodes.lerobot.scenes import FPS, make_episode, psnr
 from wovr.core.errors import UserError
@@ -22,8 +20,8 @@ from wovr.episodes.lerobot import files, load_info, read_lerobot, write_lerobot
 
 CAMERA, WRIST = "observation.images.image", "observation.images.image2"
 BOTH = pytest.mark.parametrize("version", ["v2.1", "v3.0"])
-LOSS = 33.0
-"""dB that every episode's frames keep; these pictures have sharp edges, which yuv420p alone brings to about 37."""
+LOSS = 36.0
+"""dB that every episode's frames keep; measured 37 to 42. yuv420p alone leaves 39 to 43 of these sharp edges."""
 
 
 def read(folder: Path, **arguments: object) -> list[Episode]:

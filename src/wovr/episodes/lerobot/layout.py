@@ -150,6 +150,8 @@ def fill(folder: Path, template: str, **placeholders: int | str) -> Path:
         raise UserError(
             f"{folder / INFO}: template {template!r}: expected {', '.join(placeholders)}, found {error.args[0]}"
         ) from None
+    except ValueError:  # an index that is no whole number
+        raise UserError(f"{folder / INFO}: template {template!r}: expected numbers, found {placeholders}") from None
     if path.is_absolute() or ".." in path.parts:
         raise UserError(f"{folder / INFO}: template {template!r}: expected a path inside the dataset, found {path}")
     return folder / path

@@ -130,7 +130,7 @@ def _record_v3(folder: Path, info: DatasetInfo, videos: Sequence[str], path: Pat
     clips = {}
     for key in videos:
         start, stop = row[f"videos/{key}/from_timestamp"], row[f"videos/{key}/to_timestamp"]
-        if round((stop - start) * info.fps) != row["length"]:
+        if not abs((stop - start) * info.fps - row["length"]) < 0.5:
             raise UserError(
                 f"{path}: episode {row['episode_index']}: expected {row['length']} frames of {key}, found "
                 f"{start:.3f} s to {stop:.3f} s at {info.fps:g} per second"
@@ -153,7 +153,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file and line number, object) for every line of a JSON Lines file."""
     if not path.is_file():
         raise UserError(f"{path}: expected a JSON Lines file, found none")
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue

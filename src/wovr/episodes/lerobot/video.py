@@ -27,7 +27,7 @@ from wovr.core.errors import UserError
 from wovr.core.types import Frames
 from wovr.episodes.foreign import resized
 
-CODEC, PIXELS = "libx264", "yuv420p"
+ENCODER, CODEC, PIXELS = "libx264", "h264", "yuv420p"
 OPTIONS = {"crf": "18", "g": "2", "bf": "0"}
 TOLERANCE = 0.25
 """How far a frame may be from its timestamp, in frames: far above rounding, and never two frames for one timestamp."""
@@ -45,7 +45,7 @@ class VideoWriter:
         self.size = 0
         """Bytes encoded so far; the last few frames are still in the encoder."""
         self._container = av.open(str(path), "w", options={"movflags": "faststart"})
-        stream = self._container.add_stream(CODEC, rate=fps, options=OPTIONS)
+        stream = self._container.add_stream(ENCODER, rate=fps, options=OPTIONS)
         assert isinstance(stream, av.VideoStream)
         self._stream = stream
         self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, PIXELS

@@ -153,7 +153,7 @@ def _features(columns: Columns, cameras: dict[str, Frames], fps: int) -> dict[st
         about = {
             "video.height": height,
             "video.width": width,
-            "video.codec": {"libx264": "h264"}[CODEC],
+            "video.codec": CODEC,
             "video.pix_fmt": PIXELS,
             "video.is_depth_map": False,
             "video.fps": fps,
