@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import closing
 
-from wovr.core.errors import UserError
 from wovr.core.seed import stream
 from wovr.core.types import Episode, SimulatorStart
 from wovr.envs.base import Observation, Simulator
@@ -15,7 +14,7 @@ from wovr.envs.tabletop import Demonstrator, Tabletop, goal
 from wovr.stages.data import DEMONSTRATIONS, names_of
 from wovr.stages.experiment import Experiment, Workplace
 from wovr.stages.scripted import Hand, View, record, states
-from wovr.stages.true_rollouts import training_starts
+from wovr.stages.true_rollouts import count_recorded, training_starts
 
 FIRST_INIT = 10_000
 """Demonstrations start from initial states that no rollout of a policy uses."""
@@ -24,13 +23,9 @@ FIRST_INIT = 10_000
 def record_demonstrations(place: Workplace) -> None:
     """Add demonstrations to a store that has none. UserError where there is nothing that could demonstrate."""
     store, config = place.episodes(), place.experiment
-    if names_of(store, DEMONSTRATIONS):
+    if names_of(store, DEMONSTRATIONS) or isinstance(config.simulator, RecordedConfig):
+        count_recorded(place, DEMONSTRATIONS)
         return
-    if isinstance(config.simulator, RecordedConfig):
-        raise UserError(
-            f"{store.folder}: expected demonstrations, found none; "
-            f"bring them in: wovr convert SOURCE {store.folder} --purpose {DEMONSTRATIONS}"
-        )
     with closing(place.simulator()) as simulator:
         count = config.sft.demonstrations * len(simulator.tasks)
         starts = training_starts(simulator, range(count), FIRST_INIT)
@@ -43,7 +38,9 @@ def record_demonstrations(place: Workplace) -> None:
     store.append(episodes)
     steps, lost = sum(len(episode) for episode in episodes), count - len(episodes)
     key = f"{DEMONSTRATIONS}/0"
-    place.run.add_rollouts(DEMONSTRATIONS, episodes=len(episodes), steps=steps, lost=lost, stage="sft", key=key)
+    place.run.add_rollouts(
+        DEMONSTRATIONS, episodes=len(episodes), steps=steps, lost=lost, stage=DEMONSTRATIONS, key=key
+    )
 
 
 def demonstrate(

@@ -38,7 +38,7 @@ def collect_episodes(place: Workplace, policy: Policy, count: int, *, purpose: s
     """
     store, config = place.episodes(), place.experiment.collect
     if isinstance(place.experiment.simulator, RecordedConfig):
-        _count_recorded(place, store, purpose)
+        count_recorded(place, purpose)
         return
     done = len(names_of(store, purpose))
     with (
@@ -89,8 +89,9 @@ def _tried(store: EpisodeStore, simulator: Simulator, purpose: str, first_init: 
     return max(places, default=-1) + 1
 
 
-def _count_recorded(place: Workplace, store: EpisodeStore, purpose: str) -> None:
-    """Enter recordings of `purpose` in the ledger."""
+def count_recorded(place: Workplace, purpose: str) -> None:
+    """Enter the stored episodes of `purpose` in the ledger, whoever recorded them. UserError where there are none."""
+    store = place.episodes()
     names = names_of(store, purpose)
     if not names:
         raise UserError(
@@ -98,7 +99,7 @@ def _count_recorded(place: Workplace, store: EpisodeStore, purpose: str) -> None
             f"bring them in: wovr convert SOURCE {store.folder} --purpose {purpose}"
         )
     steps = sum(store.info(name).length for name in names)
-    place.run.add_rollouts(purpose, episodes=len(names), steps=steps, stage=purpose, key=f"{purpose}/recorded")
+    place.run.add_rollouts(purpose, episodes=len(names), steps=steps, stage=purpose, key=f"{purpose}/0")
 
 
 def to_episodes(

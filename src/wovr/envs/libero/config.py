@@ -79,4 +79,4 @@ class LiberoConfig(Config):
     @property
     def num_tasks(self) -> int:
         """Tasks that are simulated."""
-        return len(self.tasks) or (90 if self.suite == "libero_90" else 10)
+        return len(self.tasks) or SUITES[self.suite].tasks

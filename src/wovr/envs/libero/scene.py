@@ -85,7 +85,9 @@ class Scene:
         model = self._env.sim.model._model
         self._renderer = Renderer(model, look)
         # The one observation: what a picture shows. robosuite samples it in the midst of a step, as it does pictures.
-        self._env._observables = {"shown": Observable("shown", self._sensor(model), sampling_rate=self._env.control_freq)}
+        self._env._observables = {
+            "shown": Observable("shown", self._sensor(model), sampling_rate=self._env.control_freq)
+        }
         # What an episode changes in the model: fixtures are placed, and the stove's burner glows.
         self._kept = {name: getattr(model, name).copy() for name in ("body_pos", "body_quat", "site_rgba")}
 
