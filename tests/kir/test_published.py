@@ -188,6 +188,13 @@ def test_no_other_name_is_known(tmp_path: Path, name: str) -> None:
     refused(path, f"{name} in its pickle, which is not executed")
 
 
+def test_a_name_cannot_write_lines_of_its_own(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.npy", [frame(1)])
+    header = path.read_bytes().split(b"\x80\x04")[0]
+    path.write_bytes(header + b"\x80\x04\x8c\x02os\x8c\x07a\nwovr:\x93.")
+    refused(path, r"'os.a\nwovr:' in its pickle, which is not executed")
+
+
 def test_persistent_ids_are_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "x.npy", [frame(1)])
     header, buffer = path.read_bytes().split(b"\x80\x04")[0], io.BytesIO()
@@ -204,7 +211,7 @@ def test_persistent_ids_are_refused(tmp_path: Path) -> None:
             "frame 0: image: expected (height, width, 3) of uint8, found (4, 4, 3)",
         ),
         ([frame(1, image=None)], "found NoneType"),
-        ([frame(1, delta_action=np.zeros((7, 1)))], "delta_action: expected a row of numbers, found (7, 1)"),
+        ([frame(1, delta_action=np.zeros((7, 1)))], "delta_action: expected a row of finite numbers, found (7, 1)"),
         ([frame(1, delta_action=np.full(7, np.nan))], "delta_action"),
         ([frame(1, instruction=3)], "expected an instruction, found int"),
         ([frame(1), frame(2)], "expected 1 frame, or 4 and more"),

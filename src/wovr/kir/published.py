@@ -154,9 +154,11 @@ def _image(frame: dict[Any, Any], place: str) -> Frames:
 def _action(frame: dict[Any, Any], place: str) -> Actions:
     found = frame.get("delta_action")
     numbers = found if isinstance(found, np.ndarray) and found.dtype.kind in "iuf" else np.empty(())
-    if numbers.ndim != 1 or not numbers.size or not np.isfinite(numbers).all():
-        raise UserError(f"{place}: delta_action: expected a row of numbers, found {_shortly(found)}")
-    return numbers.astype(np.float32)
+    with np.errstate(over="ignore"):
+        action = numbers.astype(np.float32)
+    if action.ndim != 1 or not action.size or not np.isfinite(action).all():
+        raise UserError(f"{place}: delta_action: expected a row of finite numbers, found {_shortly(found)}")
+    return action
 
 
 def _text(found: object) -> str:
@@ -275,5 +277,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """The class that stands for a name."""
         if (module, name) not in KNOWN:
-            raise _NotPlainError(f"{module}.{name} in its pickle, which is not executed")
+            found = f"{module}.{name}"[:80]
+            shown = found if found.isprintable() else repr(found)
+            raise _NotPlainError(f"{shown} in its pickle, which is not executed")
         return KNOWN[module, name]
