@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# LIBERO's meshes and textures; without them its tests are skipped and nothing of it is installed.
+ASSETS := $(abspath $(or $(WOVR_LIBERO_ASSETS),$(wildcard ../shared/libero-assets)))
 
 .PHONY: help demo test lint format pretrained clean
 .DEFAULT_GOAL := help
@@ -12,8 +14,8 @@ help: ## Show this.
 demo: .venv/installed ## Train a policy in imagination on two CPU cores; the report is in runs/demo/report.
 	$(BIN)/wovr demo
 
-test: .venv/installed ## Run the tests, every stage at toy size included.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+test: .venv/installed $(if $(ASSETS),.venv/libero) ## Run the tests, every stage at toy size included.
+	$(if $(ASSETS),WOVR_LIBERO_ASSETS='$(ASSETS)') OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 lint: .venv/installed ## Check style, types and who imports whom.
 	$(BIN)/ruff check .
@@ -40,4 +42,13 @@ clean: ## Remove .venv and caches; runs/ stays.
 		|| { echo "expected Python with venv, found none; install it: apt install python3-venv" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# hf-libero without its dependencies, for a reason that pyproject.toml gives; and a GL library if there is none.
+.venv/libero: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,libero-runtime]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps hf-libero
+	@$(BIN)/python -c 'from wovr.envs.libero.install import working_gl; working_gl()' 2>/dev/null \
+		|| { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq libosmesa6; } \
+		|| echo "no GL library works; LIBERO's tests need one: apt install libosmesa6" >&2
 	@touch $@

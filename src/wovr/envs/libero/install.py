@@ -24,6 +24,7 @@ INSTALL = "pip install 'wovr[libero]'"
 FOLDERS = ("articulated_objects", "scenes", "stable_hope_objects", "stable_scanned_objects", "turbosquid_objects")
 ASSETS_VARIABLE = "WOVR_LIBERO_ASSETS"
 HUB_REPOSITORY = "lerobot/libero-assets"
+PROBE_LIMIT_S = 120
 PROBE = """
 import mujoco
 model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><light pos='0 0 3'/><geom size='1'/></worldbody></mujoco>")
@@ -83,27 +84,15 @@ def working_gl(asked: str = "auto") -> str:
 
     Tried in a process of its own: a GL library that fails can take its process along, and MuJoCo loads one only.
     """
-    found = "nothing"
+    if importlib.util.find_spec("mujoco") is None:
+        raise UserError(f"LIBERO: expected the package mujoco, found none; install it: {INSTALL}")
+    found = ""
     for gl in ("egl", "osmesa") if asked == "auto" else (asked,):
-        environment = os.environ | {"MUJOCO_GL": gl, "PYOPENGL_PLATFORM": gl}
-        try:
-            probe = subprocess.run(
-                [sys.executable, "-c", PROBE],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=120,
-            )
-        except subprocess.TimeoutExpired:
-            continue
-        if probe.returncode == 0:
+        found = _gl_trouble(gl)
+        if not found:
             return gl
-        lines = probe.stderr.decode(errors="replace").split("\n")
-        found = next(
-            (line for line in reversed(lines) if line and not line.startswith(" ")), f"status {probe.returncode}"
-        )
-    package = "libegl1 libgl1-mesa-dri" if asked == "egl" else "libosmesa6"
-    raise UserError(f"key 'gl': expected {asked} to render, found {found!r}; install it: apt install {package}")
+    library = "libegl1 libgl1-mesa-dri" if asked == "egl" else "libosmesa6"
+    raise UserError(f"key 'gl': expected {asked} to render, found {found!r}; install it: apt install {library}")
 
 
 def prepare(package: Path, assets: Path, gl: str, folder: Path) -> None:
@@ -130,6 +119,26 @@ def prepare(package: Path, assets: Path, gl: str, folder: Path) -> None:
 
     # hf-libero does not read the config file's 'assets'.
     libero.libero._assets_path_cache = str(assets)
+
+
+def _gl_trouble(gl: str) -> str:
+    """What a process says that draws with `gl`; nothing if it could."""
+    environment = os.environ | {"MUJOCO_GL": gl, "PYOPENGL_PLATFORM": gl}
+    try:
+        probe = subprocess.run(
+            [sys.executable, "-P", "-c", PROBE],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PROBE_LIMIT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no picture in {PROBE_LIMIT_S} s"
+    if probe.returncode == 0:
+        return ""
+    said = [line for line in probe.stderr.splitlines() if line and not line.startswith((" ", "Exception ignored"))]
+    return said[-1] if said else f"status {probe.returncode}"
 
 
 def _lacking(path: Path) -> list[str]:

@@ -27,7 +27,7 @@ STARTS = 3
 class Libero:
     """`wovr.envs.base.Simulator` over the tasks of one LIBERO suite.
 
-    Actions are the seven of OSC_POSE: end-effector deltas of position and rotation in [-1, 1], then the gripper, -1 open.
+    Actions are the seven of OSC_POSE in [-1, 1]: moves of the hand, turns of it, then the gripper, -1 to open.
     """
 
     action_dim: int = ACTION_DIM
@@ -75,9 +75,7 @@ class Libero:
         self._success = np.zeros(len(starts), dtype=np.bool_)
         self._frames = np.zeros((len(starts), self.image_size, self.image_size, 3), np.uint8)
         self._wrists = np.zeros_like(self._frames) if self._wrist else None
-        self._state_size = max(len(glance.state_S) for glance in shown)
-        self._states_BS = np.full((len(starts), self._state_size), np.nan)
-        self._starts = list(starts)
+        self._states_BS = np.full((len(starts), max(len(glance.state_S) for glance in shown)), np.nan)
         return self._observe(dict(enumerate(shown)))
 
     def step(

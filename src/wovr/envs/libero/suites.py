@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,8 +99,9 @@ def read_states(path: Path) -> NDArray[np.float64]:
     """(N, S) simulator states of a file that `torch.save` wrote of a NumPy array."""
     import torch
 
-    reconstruct = np.zeros(0).__reduce__()[0]
-    allowed = [(reconstruct, "numpy.core.multiarray._reconstruct"), np.ndarray, np.dtype, type(np.dtype(np.float64))]
+    # NumPy has moved the function since the files were written.
+    allowed: list[Any] = [(np.zeros(0).__reduce__()[0], "numpy.core.multiarray._reconstruct")]
+    allowed += [np.ndarray, np.dtype, type(np.dtype(np.float64))]
     try:
         with torch.serialization.safe_globals(allowed):
             states = torch.load(path, weights_only=True)

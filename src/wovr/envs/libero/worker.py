@@ -46,6 +46,7 @@ class Desk:
 
 
 def main() -> None:
+    """Serve until the connection ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     connection = Connection(int(sys.argv[1]))
     try:
