@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import pickle
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -99,13 +100,18 @@ def read_states(path: Path) -> NDArray[np.float64]:
     """(N, S) simulator states of a file that `torch.save` wrote of a NumPy array."""
     import torch
 
-    # NumPy has moved the function since the files were written.
-    allowed: list[Any] = [(np.zeros(0).__reduce__()[0], "numpy.core.multiarray._reconstruct")]
+    reconstruct = np.zeros(0).__reduce__()[0]
+    # Files name the function by where the NumPy that wrote them had it.
+    allowed: list[Any] = [(reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
     allowed += [np.ndarray, np.dtype, type(np.dtype(np.float64))]
     try:
         with torch.serialization.safe_globals(allowed):
             states = torch.load(path, weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        found = f"a reference to {foreign[1]}" if foreign else "no array"
+        raise UserError(f"{path}: expected initial states as a NumPy array, found {found}") from None
+    except (OSError, RuntimeError) as error:
         raise UserError(f"{path}: expected initial states, found {str(error).splitlines()[0]}") from None
     if not isinstance(states, np.ndarray) or states.ndim != 2 or states.dtype != np.float64:
         raise UserError(f"{path}: expected a float64 array of states by numbers, found {type(states).__name__}")
