@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from typer.testing import CliRunner
+from wovr_cli.main import app
 
 from wovr.core.errors import UserError
 from wovr.core.seed import stream
@@ -17,7 +18,6 @@ from wovr.core.types import Episode
 from wovr.envs.tabletop import Tabletop
 from wovr.episodes.lerobot import write_lerobot
 from wovr.stages import evaluate, pipeline
-from wovr_cli.main import app
 
 INSTRUCTIONS = ("put the spoon in the cup", "close the drawer")
 

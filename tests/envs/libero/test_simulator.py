@@ -205,7 +205,12 @@ def test_nothing_is_asked_written_or_left_behind(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "LIBERO_"))}
     environment |= {"HOME": str(home), "TMPDIR": str(temporary), "MUJOCO_GL": "", "MPLCONFIGDIR": str(temporary)}
     run = subprocess.run(
-        [sys.executable, "-c", RUN], cwd=place, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        [sys.executable, "-c", RUN],
+        cwd=place,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
     )
     assert run.returncode == -signal.SIGKILL, run.stderr
     assert list(home.rglob("*")) == list(place.rglob("*")) == []

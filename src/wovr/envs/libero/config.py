@@ -75,8 +75,3 @@ class LiberoConfig(Config):
     def _usual(cls, horizon: int, info: ValidationInfo) -> int:
         suite = SUITES.get(info.data.get("suite", ""))
         return horizon or (suite.horizon if suite else 0)
-
-    @property
-    def num_tasks(self) -> int:
-        """Tasks that are simulated."""
-        return len(self.tasks) or SUITES[self.suite].tasks

@@ -87,9 +87,9 @@ def _write(folder: Path, episodes: Iterable[Episode], version: Version, fps: int
         for count, episode in enumerate(episodes, start=1):
             task_index = tasks.setdefault(episode.instruction, len(tasks))
             columns = _columns(episode, fps, count - 1, samples, task_index, states)
-            cameras = {CAMERA: episode.frames_THWC}
+            cameras = {CAMERA: episode.frames_THWC[:]}
             if episode.wrist_THWC is not None:
-                cameras[WRIST] = episode.wrist_THWC
+                cameras[WRIST] = episode.wrist_THWC[:]
             found = _features(columns, cameras, fps)
             features = features or found
             _check(count - 1, columns, features, found)
