@@ -310,6 +310,24 @@ def plan(
 
 
 @app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", show_default="the demo's")] = None,
+    overrides: Overrides = None,
+    run: RunPath = None,
+) -> None:
+    """List what this machine has and lacks for CONFIG, and what mends it.
+
+    Exits with 1 where something that CONFIG needs is missing. Nothing is changed or downloaded.
+    """
+    from wovr_cli.doctor import print_checks
+
+    path = config or packaged("configs/tabletop.yaml")
+    folder = run or Path("runs") / (config.stem if config else "demo")
+    if not print_checks(path, overrides or (), folder):
+        raise typer.Exit(1)
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
     out: Annotated[Path, typer.Argument(metavar="FILE", help="Safetensors file to write.")],

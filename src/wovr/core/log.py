@@ -199,12 +199,13 @@ def _clock(seconds: float) -> str:
 def _start_wandb(project: str, folder: Path) -> Any:
     import wandb
 
-    if not _has_wandb_key():
+    if not has_wandb_key():
         os.environ.setdefault("WANDB_MODE", "offline")
     return wandb.init(project=project, name=folder.name, dir=str(folder), resume="allow", id=folder.name)
 
 
-def _has_wandb_key() -> bool:
+def has_wandb_key() -> bool:
+    """Whether wandb can log online: by its variable, or as `wandb login` leaves it."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,17 +115,26 @@ def open_workplace(
 
 def _check_files(experiment: Experiment) -> None:
     """UserError where a file that the experiment starts from is missing, damaged or of other sizes. Headers tell."""
+    for check in FILE_CHECKS.values():
+        check(experiment)
+
+
+def _check_codec(experiment: Experiment) -> None:
     from wovr.codec.wan_weights import check_wan_codec
     from wovr.core.checkpoint import read_header
-    from wovr.dit.context import layout
-    from wovr.dit.weights import check_wan, is_wan
-    from wovr.metrics.published import find_files
 
-    codec, world = experiment.codec, experiment.world_model
+    codec = experiment.codec
     if codec.pretrained is not None and codec.wan is not None:
         check_wan_codec(codec.pretrained, codec.wan)
     elif codec.pretrained is not None:
         read_header(codec.pretrained)
+
+
+def _check_world_model(experiment: Experiment) -> None:
+    from wovr.dit.context import layout
+    from wovr.dit.weights import check_wan, is_wan
+
+    codec, world = experiment.codec, experiment.world_model
     sized = world.pretrained is None or is_wan(world.pretrained)  # else by wovr's own file
     if sized and codec.wan is not None and codec.wan.channels != world.dit.channels:
         raise UserError(
@@ -134,7 +143,20 @@ def _check_files(experiment: Experiment) -> None:
         )
     if sized and world.pretrained is not None:
         check_wan(world.pretrained, world.dit, layout(world.context, experiment.policy.chunk_length))
+
+
+def _check_metrics(experiment: Experiment) -> None:
+    from wovr.metrics.published import find_files
+
     find_files(experiment.world_model_eval.metrics, experiment.world_model_eval.weights)
+
+
+FILE_CHECKS: dict[str, Callable[[Experiment], None]] = {
+    "codec": _check_codec,
+    "world model": _check_world_model,
+    "metrics": _check_metrics,
+}
+"""What a run starts from, and what raises UserError where it is not there."""
 
 
 def run_all(place: Workplace) -> None:
