@@ -63,7 +63,9 @@ def check_run_folder(run: Path) -> Check:
     """Whether it can be written, or made."""
     place = existing(run)
     if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
-        return Check("run folder", f"{run}, " + ("to be continued" if (run / "manifest.json").exists() else "can be made"))
+        return Check(
+            "run folder", f"{run}, " + ("to be continued" if (run / "manifest.json").exists() else "can be made")
+        )
     return Check("run folder", problem=f"expected to write {run}, found {place} closed", mend="--run PATH")
 
 

@@ -1,4 +1,4 @@
-"""Scripted demonstrator for LIBERO with privileged state: it reads the poses of the simulator, which no learned part does.
+"""Scripted demonstrator for LIBERO: it reads the poses of the simulator, which no learned part of the system does.
 
 Names that it reads from `poses`, all in the world frame, metres, (7,) position xyz and quaternion wxyz:
 
@@ -28,13 +28,15 @@ REACH_M = 0.05
 """Distance of the goal that a command of 1 sets for OSC_POSE; the arm covers about a quarter of it in one step."""
 TURN_RAD = 0.5
 """The same for rotations."""
-GAIN = 2.5
-"""A goal as far off as the aim itself would be approached at a quarter of the way a step."""
-HOVER_M = 0.09
-"""Height above the aim at which the hand still moves sideways."""
+GAIN = 3.0
+"""Goals are set this much farther than the aim, which the arm would else near by a quarter of the way a step."""
+TURN_GAIN = 1.0
+"""Lower: what rights a tilted hand also pushes it aside."""
+HOVER_M = 0.07
+"""Height above the aim at which the hand moves sideways."""
+OVER_M = 0.012
+"""The hand goes down when it is this nearly above the aim; it has arrived at `ALIGNED_M` from it along each axis."""
 ALIGNED_M = 0.008
-SHUT_M = 0.004
-"""Fingers closer than this hold nothing."""
 SLIPPED_M = 0.03
 NEAR_M = 0.03
 """LIBERO's `On` asks for contact and for less than this between the two origins, seen from above."""
@@ -42,7 +44,7 @@ NEAR_M = 0.03
 
 @dataclass(frozen=True)
 class PickPlace:
-    """Takes `thing` at `grasp` (hand relative to its origin, metres) and lets it go `height` metres above `target`'s origin."""
+    """Takes `thing` at `grasp` (hand relative to its origin, metres), lets it go `height` metres above `target`."""
 
     thing: str
     target: str
@@ -61,10 +63,26 @@ class Turn:
     angle: float
 
 
+_BOWL_TO_PLATE = PickPlace("akita_black_bowl_1", "plate_1", (0.0, 0.047, 0.035), 0.015)
+
 SUPPORTED: dict[str, PickPlace | Turn] = {
     "put_the_cream_cheese_in_the_bowl": PickPlace("cream_cheese_1", "akita_black_bowl_1", (0.0, 0.0, 0.0), 0.05),
-    "put_the_bowl_on_the_plate": PickPlace("akita_black_bowl_1", "plate_1", (0.0, 0.047, 0.035), 0.015),
-    "turn_on_the_stove": Turn("flat_stove_1_button", (-0.006, 0.0, 0.035), 0.6),
+    "put_the_bowl_on_the_plate": _BOWL_TO_PLATE,
+    "turn_on_the_stove": Turn("flat_stove_1_button", (0.02, 0.0, 0.038), 0.6),
+    **{
+        f"pick_up_the_black_bowl_{where}_and_place_it_on_the_plate": _BOWL_TO_PLATE
+        for where in (
+            "between_the_plate_and_the_ramekin",
+            "from_table_center",
+            "next_to_the_cookie_box",
+            "next_to_the_plate",
+            "next_to_the_ramekin",
+            "on_the_cookie_box",
+            "on_the_ramekin",
+            "on_the_stove",
+            "on_the_wooden_cabinet",
+        )
+    },
 }
 
 
@@ -95,7 +113,10 @@ class LiberoDemonstrator:
         self._begin(self._approach)
 
     def action(self, poses: Poses) -> NDArray[np.float32]:
-        """(7,) command in [-1, 1]: OSC_POSE's translation and rotation in the world frame, then the gripper, -1 open, 1 shut."""
+        """(7,) command in [-1, 1]: OSC_POSE's translation and rotation in the world frame, gripper (-1 open, 1 shut).
+
+        `poses` as the module's docstring says.
+        """
         move, turn, grip = self._phase(poses)
         if np.abs(move).max() > 0.05:
             move = move + self._rng.normal(0.0, self._jitter, 3)
@@ -111,7 +132,8 @@ class LiberoDemonstrator:
         self._place_error = self._offset + (*error[1], 0.0)
 
     def _approach(self, poses: Poses) -> Command:
-        apart = poses[self.plan.thing][:3] + self.plan.grasp + self._grasp_error - poses["hand"][:3]
+        self._aim = poses[self.plan.thing][:3] + self.plan.grasp + self._grasp_error
+        apart = self._aim - poses["hand"][:3]
         if np.abs(apart).max() < ALIGNED_M:
             self._begin(self._close)
             self._width = np.inf
@@ -123,9 +145,8 @@ class LiberoDemonstrator:
         if self._steps > 3 and before - self._width < 0.001:
             self._start = poses[self.plan.thing].copy()
             self._held = self._start[:3] - poses["hand"][:3]
-            held = self._turn if isinstance(self.plan, Turn) else self._lift
-            self._begin(held if self._width > SHUT_M else self._open)
-        return np.zeros(3), np.zeros(3), 1.0
+            self._begin(self._turn if isinstance(self.plan, Turn) else self._lift)
+        return _towards(self._aim - poses["hand"][:3]), _upright(poses["hand"]), 1.0
 
     def _lift(self, poses: Poses) -> Command:
         assert isinstance(self.plan, PickPlace)
@@ -136,17 +157,21 @@ class LiberoDemonstrator:
         return np.array([0.0, 0.0, 1.0]), _upright(poses["hand"]), 1.0
 
     def _carry(self, poses: Poses) -> Command:
-        apart = self._place_aim(poses) - poses[self.plan.thing][:3]
+        assert isinstance(self.plan, PickPlace)
+        aim = poses[self.plan.target][:3] + (0.0, 0.0, self.plan.height) + self._place_error
+        apart = aim - poses[self.plan.thing][:3]
         if np.abs(apart).max() < ALIGNED_M or self._slipped(poses):
             self._begin(self._open)
-        return _towards(_from_above(apart)), _upright(poses["hand"]), 1.0
+        # Not lower than it was lifted either: it may have stood on something.
+        hover = max(HOVER_M, self._start[2] + self.plan.lift - aim[2])
+        return _towards(_from_above(apart, hover)), _upright(poses["hand"]), 1.0
 
     def _turn(self, poses: Poses) -> Command:
         assert isinstance(self.plan, Turn)
         self._steps += 1
         turned = _yaw(poses[self.plan.thing]) - _yaw(self._start)
-        if turned > self.plan.angle or self._steps > 40:
-            self.done = turned > self.plan.angle
+        self.done = turned > self.plan.angle
+        if self.done or turned < 0.01 * (self._steps - 10):
             self._begin(self._open)
         return np.zeros(3), np.array([0.0, 0.0, 1.0]), 1.0
 
@@ -168,19 +193,15 @@ class LiberoDemonstrator:
             self._begin(self._approach)
         return np.zeros(3), np.zeros(3), -1.0
 
-    def _place_aim(self, poses: Poses) -> Array:
-        assert isinstance(self.plan, PickPlace)
-        return poses[self.plan.target][:3] + (0.0, 0.0, self.plan.height) + self._place_error
-
     def _slipped(self, poses: Poses) -> bool:
         moved = poses[self.plan.thing][:3] - poses["hand"][:3] - self._held
         return float(np.linalg.norm(moved)) > SLIPPED_M
 
 
-def _from_above(apart: Array) -> Array:
-    """The way to go (3,), metres: towards the aim, but at `HOVER_M` above it until the hand is nearly over it."""
+def _from_above(apart: Array, hover: float = HOVER_M) -> Array:
+    """The way to go (3,), metres: towards the aim, but at `hover` above it until the hand is nearly over it."""
     aside = float(np.hypot(apart[0], apart[1]))
-    return apart + (0.0, 0.0, min(HOVER_M, 4.0 * max(0.0, aside - ALIGNED_M)))
+    return apart + (0.0, 0.0, min(hover, 8.0 * max(0.0, aside - OVER_M)))
 
 
 def _towards(apart: Array) -> Array:
@@ -194,7 +215,7 @@ def _upright(hand: Array) -> Array:
     ahead = np.array([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)])
     side = np.sign(fingers[1]) or 1.0
     error = np.cross(ahead, (0.0, 0.0, -1.0)) + np.cross(fingers, (0.0, side, 0.0))
-    return np.clip(GAIN * error / 2 / TURN_RAD, -1.0, 1.0)
+    return np.clip(TURN_GAIN * error / 2 / TURN_RAD, -1.0, 1.0)
 
 
 def _yaw(pose: Array) -> float:
