@@ -1,7 +1,7 @@
 """The whole loop in the real LIBERO simulator, small: configs/libero_smoke.yaml, within an hour on two cores.
 
-One scripted demonstrator, one task, one policy of a million parameters, a world model trained for some minutes: it
-shows that everything runs and what comes out, not what the method can do. The run folder holds the report, with imagined
+One scripted demonstrator, one task, a policy of a million parameters, a world model trained for some minutes: it shows
+that everything runs and what comes out, not what the method can do. The run folder holds the report, with imagined
 beside true frames; an interrupted run goes on. Needs `wovr[libero]` and its assets, as
 `wovr doctor configs/libero_smoke.yaml` says.
 
