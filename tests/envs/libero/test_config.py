@@ -1,5 +1,6 @@
 """What a config accepts, with hf-libero's suite map and without."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,8 +29,12 @@ def not_installed(monkeypatch):
         monkeypatch.setattr(module, "task_map", find)
 
 
-def test_importing_the_package_imports_no_simulator():
-    assert not {"mujoco", "robosuite", "libero.libero"} & set(sys.modules)
+def test_importing_the_package_is_light():
+    code = (
+        "import sys, wovr.envs.libero.worker as w; print({'mujoco', 'robosuite', 'libero', 'torch'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
 
 
 def test_horizon_is_the_suites_unless_given():

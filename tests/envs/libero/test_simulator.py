@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(not os.environ.get(ASSETS_VARIABLE), reason=f"{ASSETS_VARIABLE} names no assets"),
 ]
 STOVE, BOWL = SimulatorStart(7, 3), SimulatorStart(6, 1)
-ACTIONS_TA = np.random.default_rng(0).uniform(-1, 1, (10, 7)).astype(np.float32)
+ACTIONS_TA = np.random.default_rng(0).uniform(-1, 1, (6, 7)).astype(np.float32)
 SIZE = 64
 # Everything that LIBERO's own pictures show, with LIBERO's own environment; then what an economical look leaves out.
 REFERENCE = """
@@ -35,7 +35,8 @@ prepare(find_package(), find_assets(), working_gl(), folder)
 from libero.libero.envs import OffScreenRenderEnv
 from wovr.envs.libero.render import Look
 from wovr.envs.libero.scene import Begin, Scene
-file, state = str(task_file("libero_goal", "turn_on_the_stove")), load_initial_states("libero_goal", "turn_on_the_stove")[3]
+task = "libero_goal", "turn_on_the_stove"
+file, state = str(task_file(*task)), load_initial_states(*task)[3]
 env = OffScreenRenderEnv(bddl_file_name=file, camera_heights=size, camera_widths=size)
 env.seed(3)
 env.reset()

@@ -37,7 +37,7 @@ class LiberoConfig(Config):
     reflections: bool = False
     """Whether the floor and tables mirror the scene, as in LIBERO's own pictures; takes about as long as the rest."""
     workers: int = Field(default=0, ge=0)
-    """Processes, one environment each; 0 means one per core."""
+    """Processes, one environment and about 1 GB of memory each; 0 means one per core."""
     assets: Path | None = None
     """Folder of meshes and textures; without it `WOVR_LIBERO_ASSETS`, or where hf-libero keeps them."""
     gl: Literal["auto", "egl", "osmesa"] = "auto"

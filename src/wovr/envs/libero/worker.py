@@ -6,6 +6,7 @@ is the exception's name. The process ends with its connection, so that none outl
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -33,6 +34,7 @@ class Desk:
             if self._scene is not None:
                 self._scene.close()
             self._scene = None
+            gc.collect()  # robosuite's environment refers to itself
             self._scene, self._task_file = Scene(begin.task_file, self._setup.look), begin.task_file
         return self._scene.reset(begin)
 
