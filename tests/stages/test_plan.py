@@ -109,6 +109,7 @@ ONE_PHASE = (
     "world_model.own_memory=null",
     "world_model.loss.copies=1",
 )
+SMALL = "world_model.dit={width: 32, depth: 1, heads: 2, ffn_width: 64, channels: 12}"
 TINY = (
     *ONE_PHASE,
     "world_model.dit={width: 32, depth: 1, heads: 2, ffn_width: 32, channels: 12}",
@@ -227,8 +228,7 @@ def test_time_is_work_and_what_travels() -> None:
 
 
 def test_a_plan_for_this_cpu_counts_what_lies_in_its_memory() -> None:
-    small = "world_model.dit={width: 32, depth: 1, heads: 2, ffn_width: 64, channels: 12}"
-    experiment = load_config(Experiment, CONFIGS / "tabletop.yaml", [*ONE_PHASE[1:], small])
+    experiment = load_config(Experiment, CONFIGS / "tabletop.yaml", [*ONE_PHASE[1:], SMALL])
     machine = this_machine(0, 80.0, zero=0, offload=False, tflops=None)
     plan = make_plan(experiment, machine)
     assert [stage.name for stage in plan.stages] == [name for name in STAGES if name != "report"]
@@ -237,6 +237,24 @@ def test_a_plan_for_this_cpu_counts_what_lies_in_its_memory() -> None:
     frames = (600 + 4 * 15) * 49 * 64 * 64 * 3
     reward = next(stage for stage in plan.stages if stage.name == "reward")
     assert plan.needs(reward) > 2 * frames, "episodes as they are, and as the codec gives them back"
+
+
+def test_frames_take_the_memory_that_they_may_and_the_disk_the_rest() -> None:
+    experiment = load_config(Experiment, CONFIGS / "tabletop.yaml", [*ONE_PHASE[1:], SMALL])
+    networks = Networks(experiment, gpu=False)
+    frames = (600 + 4 * 15) * 49 * 64 * 64 * 3
+
+    def reward(gigabytes: float, gpus: int) -> tuple[float, float]:
+        limited = changed(experiment, f"frame_memory={gigabytes}")
+        stages = Stages(limited, Machine(gpus=gpus), networks)
+        plan = next(stage for stage in stages.all() if stage.name == "reward")
+        return max(part.memory.host for part in plan.parts), plan.disk
+
+    (none, disk), (passing, whole) = reward(4, 1), reward(0, 1)
+    assert none - passing == 2 * frames and whole - disk == frames, "true frames lie on disk already"
+    host, disk_of_some = reward(0.5, 1)
+    assert host - passing == 0.5 * GB and disk_of_some - disk == 2 * frames - 0.5 * GB
+    assert reward(4, 2)[1] == whole, "ranks share what they reconstruct by way of the disk"
 
 
 def test_recipes_for_small_gpus_fit(libero: Networks) -> None:

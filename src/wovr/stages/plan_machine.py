@@ -48,7 +48,7 @@ ON_GPUS = (
     f"To this come gradients between GPUs at {LINK / GB:g} GB/s and to the host at {PCIE / GB:g}, and the optimiser's "
     f"states at {GPU_MEMORY / GB:,g} GB/s or, on the host, {HOST_MEMORY / GB:g}. Starting an operation counts as "
     "nothing, so small networks take longer. The true simulator's time does not count.",
-    "Processes share training and what is encoded for it; each imagines, evaluates and keeps all episodes in host "
+    "Processes share training and what is encoded for it; each imagines, evaluates and holds frame_memory in host "
     "memory. ZeRO counts in every stage; so far `wovr train-wm` alone has its flags.",
 )
 ON_CPUS = (

@@ -18,11 +18,13 @@ from wovr.stages.hallucination import BATCH as REPLAYED
 from wovr.stages.imagined_groups import BATCH as STRETCHES
 from wovr.stages.imagined_groups import CHUNKS
 from wovr.stages.plan_codec import Use
-from wovr.stages.plan_machine import Machine, Trained, step_seconds, training_memory
+from wovr.stages.plan_machine import GB, Machine, Trained, step_seconds, training_memory
 from wovr.stages.plan_networks import Networks
 from wovr.stages.plan_parts import Memory, Part, StagePlan
 from wovr.stages.train_wm import VALIDATION_EPISODES
 
+PASSES = 4
+"""Arrays of an episode's size while one is encoded, reconstructed or measured."""
 POLICIES = 3
 """Base, after imagination, after PACE: what evaluation compares."""
 
@@ -56,12 +58,13 @@ class Stages:
         yield StagePlan(
             "sft",
             parameters("sft"),
-            [self.training("sft", sft)],
+            [self.training("sft", sft, host=self._read(self._frames(self.demonstrations)))],
             self._saved("sft", sft) + self._frames(self.demonstrations),
         )
         yield StagePlan("collect", {}, [self._act(collect.episodes)], self._frames(collect.episodes))
         yield self._codec()
-        yield StagePlan("reward", parameters("reward"), self._reward(reward), self._saved("reward", reward))
+        disk = self._saved("reward", reward) + self._reconstructed()
+        yield StagePlan("reward", parameters("reward"), self._reward(reward), disk)
         world = config.world_model.train
         latents = self._latents(self._episodes()) * self._latent()
         yield StagePlan(
@@ -81,19 +84,16 @@ class Stages:
         evaluated = config.simulator.num_tasks * config.eval.initial_states * config.eval.repeats
         yield StagePlan("eval", {}, [self._act(POLICIES * evaluated)], 0)
         worlds, held = 2 if config.refine.rounds else 1, self._held(config.refine.rounds)
-        yield StagePlan(
-            "hallucination",
-            {},
-            [self._imagine("replay", worlds * held * (self.chunks + self.short), self._replayed())],
-            0,
-        )
+        chunks, host = worlds * held * (self.chunks + self.short), self._read(self._frames(held))
+        yield StagePlan("hallucination", {}, [self._imagine("replay", chunks, self._replayed(), host=host)], 0)
         videos, kinds = config.world_model_eval, 1 + config.refine.rounds
         longest = max((h for h in videos.horizons if h <= self.horizon), default=0)
         imagined = worlds * kinds * min(videos.trajectories, held // kinds) * longest / self.chunk_length
-        yield StagePlan("world_model_eval", {}, [self._imagine("imagine", imagined, videos.batch_size)], 0)
+        host = self._read(self._frames(videos.batch_size))
+        yield StagePlan("world_model_eval", {}, [self._imagine("imagine", imagined, videos.batch_size, host=host)], 0)
 
     def _codec(self) -> StagePlan:
-        settings, host = self.experiment.codec.train, self.machine.processes * self._frames(self._episodes())
+        settings, host = self.experiment.codec.train, self._read(self._frames(self._episodes()))
         seen = self._reconstruct(self._held(), host)
         if settings is None:
             return StagePlan("codec", {}, [seen], float(self.codec_weights / self.width * 4))
@@ -105,15 +105,15 @@ class Stages:
         )
 
     def _reward(self, settings: TrainConfig, rounds: int = 0) -> list[Part]:
-        host = 2 * self.machine.processes * self._frames(self._episodes(rounds))  # true and reconstructed
-        seen = self._reconstruct(self._episodes(rounds), host)
+        host = self._read(2 * self._frames(self._episodes(rounds)))  # true and reconstructed
+        seen = self._reconstruct(self._episodes(rounds), host, shared=True)
         return [seen, self.training("reward", settings, host=host, frozen=self.codec_weights)]
 
     def _world_model(self, settings: TrainConfig, rounds: int = 0) -> list[Part]:
         """Refinement trains in one phase."""
         config = self.experiment.world_model
         latents = self._latents(self._episodes(rounds))
-        host = self.machine.processes * (self._frames(self._episodes(rounds)) + latents * self._latent())
+        host = self._read(self._frames(self._episodes(rounds))) + self.machine.processes * latents * self._latent()
         new = self._latents(self.experiment.refine.episodes) if rounds else latents
         memory = Memory(self.codec_weights, activations=self.codec.encode.bytes, host=host)
         parts = [self._use("encode", memory, new * self.codec.encode.flops, "training", shared=True)]
@@ -138,7 +138,7 @@ class Stages:
         return StagePlan("decoder", parameters, self._decoder(settings), disk)
 
     def _decoder(self, settings: TrainConfig | None, rounds: int = 0) -> list[Part]:
-        host, parts = self.machine.processes * self._frames(self._episodes(rounds)), []
+        host, parts = self._read(self._frames(self._episodes(rounds))), []
         if settings is not None:
             frozen = self.dit_weights + self.codec_weights
             parts.append(self._stretches(settings.steps * settings.batch_size, host, rounds))
@@ -181,7 +181,8 @@ class Stages:
             parts += [*self._decoder(decoder, number), *self._rl(settings.updates)]
         each = self._frames(settings.episodes) + self._latents(settings.episodes) * self._latent()
         each += self._saved("world_model", world) + self._saved("reward", reward)
-        return StagePlan("refine", {}, parts or [Part("nothing", Memory(), 0, 0)], settings.rounds * each)
+        disk = settings.rounds * each + self._reconstructed(settings.rounds) - self._reconstructed()
+        return StagePlan("refine", {}, parts or [Part("nothing", Memory(), 0, 0)], disk)
 
     # Kinds of parts.
 
@@ -257,14 +258,13 @@ class Stages:
         memory = Memory(self.dit_weights + self.codec_weights, activations=chunk.bytes, caches=chunk.kept, host=host)
         return self._use("imagine ahead", memory, flops)
 
-    def _reconstruct(self, episodes: int, host: float) -> Part:
+    def _reconstruct(self, episodes: int, host: float, *, shared: bool = False) -> Part:
         chunks = min(self.chunks, max(1, self.codec.reconstructed // self.networks.layout.new))
         at_once = self.networks.codec(chunks, bf16=self.bf16)
         flops = episodes * (1 + self.horizon // FRAMES_PER_LATENT) * (self.codec.encode.flops + self.codec.decode.flops)
         activations = max(at_once.encode.bytes, at_once.decode.bytes)
-        return self._use(
-            "reconstruct", Memory(self.codec_weights, activations=activations, host=host), flops, "training"
-        )
+        memory = Memory(self.codec_weights, activations=activations, host=host)
+        return self._use("reconstruct", memory, flops, "training", shared=shared)
 
     def _act(self, episodes: int) -> Part:
         act = self.networks.act(REPLAYED)
@@ -311,7 +311,18 @@ class Stages:
         return 2 * self.codec.channels * (self.experiment.simulator.image_size // self.codec.spatial) ** 2
 
     def _frames(self, episodes: int) -> float:
+        """Bytes of them, unpacked."""
         return float(episodes * (self.horizon + 1) * 3 * self.experiment.simulator.image_size**2)
+
+    def _read(self, frames: float) -> float:
+        """Host bytes where so many bytes of frames are read on demand: what each process holds, and what passes."""
+        return self.machine.processes * (min(frames, self.experiment.frame_memory * GB) + PASSES * self._frames(1))
+
+    def _reconstructed(self, rounds: int = 0) -> float:
+        """Bytes on disk of what the codec gives back: what has no room in memory, all of it where ranks share it."""
+        frames = self._frames(self._episodes(rounds))
+        room = self.experiment.frame_memory * GB if self.machine.processes == 1 else 0.0
+        return min(frames, max(0.0, 2 * frames - room))
 
     def _state(self, name: str, settings: TrainConfig) -> float:
         """Bytes of a training state."""
