@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -33,15 +32,14 @@ def print_checks(config: Path, overrides: Iterable[str], run: Path) -> bool:
 
 
 def _table(checks: Sequence[Check]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for column in ("", "what"):
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for column in ("mark", "name"):
         table.add_column(column, no_wrap=True)
-    for column in ("found", "to do"):
-        table.add_column(column, overflow="fold")
+    table.add_column("text", overflow="fold")
     for check in checks:
-        mark = mark_of(check)
-        found = "; ".join(filter(None, (check.found, check.problem)))
-        table.add_row(Text(mark, STYLES[mark]), check.name, Text(found), Text(check.mend))
+        mark, mend = mark_of(check), f"mend: {check.mend}" if check.mend else ""
+        text = "; ".join(filter(None, (check.found, check.problem, mend)))
+        table.add_row(Text(mark, STYLES[mark]), Text(check.name), Text(text))
     return table
 
 

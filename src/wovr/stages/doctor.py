@@ -1,18 +1,18 @@
 """What this machine has and lacks for an experiment, and what mends it. Nothing is changed or downloaded.
 
-Importing this loads neither torch nor LIBERO: where one of them does not load, `wovr doctor` must still say so. What may
-crash or hang is tried in a process of its own.
+Importing this loads neither torch nor LIBERO: where one of them does not load, `wovr doctor` must still say so. What
+may crash or hang is tried in a process of its own.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,23 +100,32 @@ def survey(load: Callable[[], Experiment], run: Path) -> list[Check]:
 
     Where torch does not load, or what the experiment is made of, there are those checks alone that say so.
     """
-    facts = probe_python(TORCH)
+    with ThreadPoolExecutor() as pool:
+        facts, torchvision, deepspeed, lerobot = pool.map(probe_python, (TORCH, TORCHVISION, DEEPSPEED, LEROBOT))
     checks = [
-        *_safely("python", check_python),
-        *_safely("wovr", check_wovr),
+        *_safely("python", lambda: [check_python()]),
+        *_safely("wovr", lambda: [check_wovr()]),
         *_safely("packages", check_packages),
         *_safely("torch", lambda: check_torch(facts, _driver())),
-        *_safely("torchvision", lambda: [check_torchvision(probe_python(TORCHVISION))]),
+        *_safely("torchvision", lambda: [check_torchvision(torchvision)]),
     ]
     if facts.error:
         return checks
     try:
         experiment = load()
-    except (UserError, KeyboardInterrupt):
+    except UserError:
         raise
     except Exception as error:
-        return [*checks, Check("config", problem=f"cannot be read before the above is mended: {_words(error)}")]
-    return checks + _of_experiment(experiment, run, _gpus(facts))
+        problem = f"cannot be read before the above is mended: {_words(error)}"
+        return [*checks, Check("config", problem=problem)]
+    return [
+        *checks,
+        *_of_experiment(experiment, run, _gpus(facts)),
+        check_deepspeed(deepspeed),
+        check_compilers(experiment.world_model.compile),
+        check_lerobot(lerobot),
+        *_safely("wandb", lambda: [check_wandb()], needed=False),
+    ]
 
 
 def _of_experiment(experiment: Experiment, run: Path, gpus: list[tuple[str, int]]) -> list[Check]:
@@ -125,14 +134,10 @@ def _of_experiment(experiment: Experiment, run: Path, gpus: list[tuple[str, int]
 
     libero = experiment.simulator.kind == "libero"
     return [
-        *_safely("memory", lambda: check_resources(experiment, run, gpus), needed=False),
+        *_safely("memory and disk", lambda: check_resources(experiment, run, gpus), needed=False),
         *_safely("run folder", lambda: [check_run_folder(run)]),
         *_safely("pretrained", lambda: check_files(experiment)),
         *_safely("LIBERO", lambda: check_libero(experiment.simulator), needed=libero),
-        *_safely("DeepSpeed", lambda: [check_deepspeed(probe_python(DEEPSPEED))], needed=False),
-        *_safely("compilers", lambda: [check_compilers(experiment.world_model.compile)], needed=False),
-        *_safely("LeRobot", lambda: [check_lerobot(probe_python(LEROBOT))], needed=False),
-        *_safely("wandb", lambda: [check_wandb()], needed=False),
     ]
 
 
@@ -143,20 +148,20 @@ def _safely(name: str, check: Callable[[], list[Check]], *, needed: bool = True)
         return [Check(name, problem=f"could not be found out: {_words(error)}", needed=needed)]
 
 
-def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> list[Check]:
+def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
     """The interpreter."""
     found, expected = ".".join(map(str, version)), ".".join(map(str, PYTHON))
     problem = "" if version >= PYTHON else f"expected {expected} or newer"
-    return [Check("python", f"{found}, {sys.executable}", problem, f"make PYTHON=python{expected}" if problem else "")]
+    return Check("python", f"{found}, {sys.executable}", problem, f"make PYTHON=python{expected}" if problem else "")
 
 
-def check_wovr() -> list[Check]:
+def check_wovr() -> Check:
     """This package, whose version every run folder records."""
     try:
         version = importlib.metadata.version("wovr")
     except importlib.metadata.PackageNotFoundError:
-        return [Check("wovr", problem="expected it to be installed, found its files alone", mend="pip install -e .")]
-    return [Check("wovr", f"{version}, {Path(__file__).parents[1]}")]
+        return Check("wovr", problem="expected it to be installed, found its files alone", mend="pip install -e .")
+    return Check("wovr", f"{version}, {Path(__file__).parents[1]}")
 
 
 def check_packages(
@@ -165,7 +170,7 @@ def check_packages(
     """Those that wovr always needs against their ranges: one check for each that does not fit, and one for the rest."""
     from packaging.requirements import Requirement
 
-    version_of = version_of or _version
+    version_of = version_of or installed_version
     asked = [Requirement(text) for text in requirements or importlib.metadata.requires("wovr") or ()]
     asked = [one for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})]
     misfits = []
@@ -225,7 +230,7 @@ def check_files(experiment: Experiment) -> list[Check]:
         except UserError as error:
             mend = f"put it there as data/README.md says, or name another: {keys[name]}=PATH"
             checks.append(Check(name, problem=str(error), mend=mend))
-    if "flolpips" in metrics.metrics and _version("torchvision") is None:
+    if "flolpips" in metrics.metrics and installed_version("torchvision") is None:
         checks.append(Check("flolpips", problem="expected torchvision, found none", mend="pip install 'wovr[metrics]'"))
     return checks
 
@@ -239,14 +244,15 @@ def check_deepspeed(loaded: Probed) -> Check:
 
 
 def check_compilers(compiles: bool, which: Callable[[str], str | None] = shutil.which) -> Check:
-    """What DeepSpeed's own kernels would need, which wovr does not use (`wovr.core.zero`), and `world_model.compile`."""
+    """For `world_model.compile`; DeepSpeed's own kernels, which ask for all three, are not used (`wovr.core.zero`)."""
     tools = ("g++", "ninja", "nvcc")
     there = [tool for tool in tools if which(tool)]
-    found = f"{', '.join(there) or 'none'} of {', '.join(tools)}"
+    found = ", ".join(there) or "none"
     if "g++" in there:
-        return Check("compilers", f"{found}; only world_model.compile uses one", needed=compiles)
-    why = "world_model.compile" if compiles else "not needed but for world_model.compile"
-    return Check("compilers", found, f"no g++: {why}", "apt install g++", needed=compiles)
+        why = "world_model.compile asks for g++" if compiles else "nothing here needs one"
+        return Check("compilers", f"{found}; {why}", needed=compiles)
+    why = "world_model.compile" if compiles else "only world_model.compile"
+    return Check("compilers", found, f"{why} asks for g++", "apt install g++", needed=compiles)
 
 
 def check_lerobot(loaded: Probed) -> Check:
@@ -290,7 +296,8 @@ def _cuda_build() -> str:
     return "install torch's CUDA build, as torch's own install page says"
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Of a package in this environment, which is not imported."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import closing
 from pathlib import Path
@@ -10,10 +11,10 @@ from wovr.core.errors import UserError
 from wovr.core.types import SimulatorStart, Task
 from wovr.envs.libero import Libero, LiberoConfig, install
 from wovr.envs.libero.suites import load_tasks, task_file
-from wovr.stages.doctor import Check, _version, from_error
+from wovr.stages.doctor import Check, from_error, installed_version
 from wovr.stages.experiment import SimulatorConfig
 
-KEPT = Path("~/.cache/libero/assets")
+KEPT = "~/.cache/libero/assets"
 
 
 def check_libero(simulator: SimulatorConfig) -> list[Check]:
@@ -28,13 +29,15 @@ def check_libero(simulator: SimulatorConfig) -> list[Check]:
 
 def _package(needed: bool) -> Check:
     try:
-        return Check("LIBERO", f"hf-libero {_version('hf-libero') or ''}, {install.find_package()}", needed=needed)
+        return Check(
+            "LIBERO", f"hf-libero {installed_version('hf-libero') or ''}, {install.find_package()}", needed=needed
+        )
     except UserError as error:
         return from_error("LIBERO", error, needed=needed)
 
 
 def _gl(config: LiberoConfig, needed: bool) -> Check:
-    if _version("mujoco") is None:
+    if installed_version("mujoco") is None:
         return Check("GL", problem="cannot be tried without mujoco", mend=install.INSTALL, needed=needed)
     try:
         return Check("GL", f"{install.working_gl(config.gl)} renders without a display", needed=needed)
@@ -44,11 +47,15 @@ def _gl(config: LiberoConfig, needed: bool) -> Check:
 
 def _assets(config: LiberoConfig, needed: bool) -> Check:
     """Where there are none the simulator would download them to the home folder; nothing else is written there."""
+    name = "LIBERO assets"
     try:
-        return Check("LIBERO assets", str(install.find_assets(config.assets, download=False)), needed=needed)
+        return Check(name, str(install.find_assets(config.assets, download=False)), needed=needed)
     except UserError as error:
-        fetch = f"hf download {install.HUB_REPOSITORY} --repo-type dataset --local-dir {KEPT}"
-        return from_error("LIBERO assets", error, fetch, needed=needed)
+        if config.assets or os.environ.get(install.ASSETS_VARIABLE):
+            return from_error(name, error, "name a folder that has them all", needed=needed)
+        found = f"none; the first start would download them to the home folder, {KEPT}"
+        fetch = f"{install.ASSETS_VARIABLE}=PATH, or hf download {install.HUB_REPOSITORY} --repo-type dataset"
+        return Check(name, found, "expected meshes and textures", f"{fetch} --local-dir {KEPT}", needed=needed)
 
 
 def check_scenes(config: LiberoConfig) -> Check:
@@ -70,7 +77,7 @@ def check_scenes(config: LiberoConfig) -> Check:
     found = f"{len(scenes) - len(failed)} of {len(scenes)} distinct ones of {len(tasks)} tasks of {config.suite} start"
     if not failed:
         return Check("LIBERO scenes", found)
-    mend = f"complete the assets, or leave tasks out: simulator.tasks=[...]"
+    mend = "complete the assets, or leave tasks out: simulator.tasks=[...]"
     return Check("LIBERO scenes", found, failed[0], mend)
 
 

@@ -29,12 +29,12 @@ def check_resources(experiment: Experiment, run: Path, gpus: list[tuple[str, int
 
 
 def check_memory(plan: Plan, total: float, free: float) -> list[Check]:
-    """The host's bytes, and the GPU's where there is one. A GPU's stop nothing: several may share the work (`--zero`)."""
+    """The host's bytes, and the GPU's where there is one; these stop nothing, as several may share the work."""
     gpus = plan.machine.gpus
     wanted = max(stage.host for stage in plan.stages) if gpus else plan.needs(plan.tightest)
     found = f"{total / GB:.1f} GB, {free / GB:.1f} GB free; takes up to {wanted / GB:.1f} GB"
     mend = f"wovr plan CONFIG --gpus {gpus} says what to change" if not gpus else "a machine with more memory"
-    lacks = f"expected {wanted / GB:.1f} GB" if wanted > total else ""
+    lacks = "too little" if wanted > total else ""
     checks = [Check("memory", found, lacks, mend if lacks else "")]
     if gpus:
         size, wanted, usable = plan.machine.memory, plan.needs(plan.tightest), plan.machine.usable
@@ -50,13 +50,13 @@ def check_disk(plan: Plan, run: Path) -> Check:
     wanted = sum(stage.disk for stage in plan.stages)
     kept = sum(file.stat().st_size for file in run.rglob("*") if file.is_file()) if run.is_dir() else 0
     free = shutil.disk_usage(existing(run)).free
-    found = f"{free / GB:.1f} GB free; all stages write up to {wanted / GB:.1f} GB"
+    found = f"{free / GB:.1f} GB free; all stages keep up to {wanted / GB:.1f} GB"
     if kept:
         found += f", of which {kept / GB:.1f} GB are there"
     if wanted - kept <= free:
         return Check("disk", found)
     mend = "free some, or take another disk: --run PATH"
-    return Check("disk", found, f"expected {(wanted - kept) / GB:.1f} GB in {existing(run)}", mend)
+    return Check("disk", found, f"too little at {existing(run)}", mend)
 
 
 def check_run_folder(run: Path) -> Check:
