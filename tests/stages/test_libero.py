@@ -1,0 +1,57 @@
+"""Collection in the real LIBERO simulator, one of whose workers is killed amid an episode."""
+
+import importlib.util
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from wovr.envs.libero import Libero
+from wovr.envs.libero.install import ASSETS_VARIABLE
+from wovr.episodes.store import EpisodeStore
+from wovr.stages import pipeline
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("robosuite") is None, reason="LIBERO is not installed"),
+    pytest.mark.skipif(not os.environ.get(ASSETS_VARIABLE), reason=f"{ASSETS_VARIABLE} names no assets"),
+]
+LIBERO = (
+    "simulator={kind: libero, tasks: [put_the_bowl_on_the_plate], image_size: 64, horizon: 72, workers: 2}",
+    "policy={action_low: [-1, -1, -1, -1, -1, -1, -1], action_high: [1, 1, 1, 1, 1, 1, 1]}",
+    "sft.demonstrations=1",
+    "sft.skill=1.0",
+    "sft.offset=[0.0, 0.0]",
+    "collect.episodes=3",
+    "collect.shard=2",
+)
+
+
+def test_a_killed_worker_costs_its_episode_alone(toy, tmp_path, monkeypatch):
+    step, steps, killed = Libero.step, [], []
+
+    def stepped(simulator, *args, **kwargs):
+        steps.append(simulator)
+        if len(steps) == 10:
+            killed.append(simulator._running[1].pid)
+            os.kill(killed[0], signal.SIGKILL)
+        return step(simulator, *args, **kwargs)
+
+    with pipeline.open_workplace(toy(*LIBERO), tmp_path, plain=True) as place:
+        pipeline.run_stage(place, "sft")
+        monkeypatch.setattr(Libero, "step", stepped)
+        pipeline.run_stage(place, "collect")
+        assert place.run.ledger()["collect"]["lost"] == 1
+    store = EpisodeStore(tmp_path / "episodes")
+    infos = [store.info(name) for name in store.names]
+    assert [info.success for info in infos if info.purpose == "demonstrations"] == [True]
+    collected = [(info.init_id, info.purpose) for info in infos[1:]]
+    assert collected == [(50, "collect"), (52, "collect"), (53, "collect")], "51 was lost, and another made up for it"
+    episode = store.read(store.names[1])
+    assert episode.frames_THWC.shape == (73, 64, 64, 3) and np.isfinite(episode.states_TS).all()
+    lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    assert [(line["key"], line["episodes"], line.get("lost", 0)) for line in lines[1:]] == [
+        ("collect/0", 1, 1),
+        ("collect/2", 2, 0),
+    ]
