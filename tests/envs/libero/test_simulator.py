@@ -176,6 +176,9 @@ def test_a_killed_worker_loses_its_environment_and_no_other(libero, stove):
         np.testing.assert_array_equal(seen.frames_BHWC[1], stove[1][index + 1])
         np.testing.assert_array_equal(seen.frames_BHWC[0], before.frames_BHWC[0])
     assert not before.lost_B.any() and libero.poses()[0] == {}
+    os.kill(libero._running[1].pid, signal.SIGKILL)
+    assert libero.poses() == [{}, {}]
+    assert libero.step(actions[3]).lost_B.all()
     states, frames, _ = play(libero, [STOVE, STOVE], ACTIONS_TA[:2])
     np.testing.assert_array_equal(states, np.stack([stove[0][:3]] * 2))
     np.testing.assert_array_equal(frames, np.stack([stove[1][:3]] * 2))

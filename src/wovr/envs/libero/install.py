@@ -20,7 +20,7 @@ import yaml
 
 from wovr.core.errors import UserError
 
-INSTALL = "pip install 'wovr[libero]'"
+INSTALL = "pip install 'wovr[libero-runtime]' && pip install --no-deps hf-libero==0.1.4"
 FOLDERS = ("articulated_objects", "scenes", "stable_hope_objects", "stable_scanned_objects", "turbosquid_objects")
 ASSETS_VARIABLE = "WOVR_LIBERO_ASSETS"
 HUB_REPOSITORY = "lerobot/libero-assets"
@@ -86,13 +86,15 @@ def working_gl(asked: str = "auto") -> str:
     """
     if importlib.util.find_spec("mujoco") is None:
         raise UserError(f"LIBERO: expected the package mujoco, found none; install it: {INSTALL}")
-    found = ""
-    for gl in ("egl", "osmesa") if asked == "auto" else (asked,):
+    found, tried = "", ("egl", "osmesa") if asked == "auto" else (asked,)
+    for gl in tried:
         found = _gl_trouble(gl)
         if not found:
             return gl
     library = "libegl1 libgl1-mesa-dri" if asked == "egl" else "libosmesa6"
-    raise UserError(f"key 'gl': expected {asked} to render, found {found!r}; install it: apt install {library}")
+    raise UserError(
+        f"key 'gl': expected {' or '.join(tried)} to draw, found {found!r}; install it: apt install {library}"
+    )
 
 
 def prepare(package: Path, assets: Path, gl: str, folder: Path) -> None:

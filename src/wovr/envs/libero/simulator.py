@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,8 @@ class Libero:
         last = ""
         for _ in range(STARTS):
             missing = [row for row, glance in enumerate(glances) if glance is None]
+            for row in missing:
+                self._running[row].task_file = begins[row].task_file
             found, last = self._exchange({row: ("reset", begins[row]) for row in missing}, self._refused)
             for row, glance in found.items():
                 glances[row] = glance
@@ -85,10 +87,7 @@ class Libero:
         assert actions_BA.shape == (len(self._running), self.action_dim), actions_BA.shape
         active = ~self._lost if active_B is None else active_B & ~self._lost
         requests = {int(row): ("step", actions_BA[row], render) for row in np.flatnonzero(active)}
-        found, _ = self._exchange(requests, self._broke)
-        self._lost = self._lost.copy()
-        self._lost[[row for row in requests if row not in found]] = True
-        return self._observe(found)
+        return self._observe(self._consult(requests))
 
     def poses(self) -> list[dict[str, NDArray[np.float64]]]:
         """Privileged state of the environments of the last reset, empty for lost ones.
@@ -98,7 +97,7 @@ class Libero:
         `fingers`, (2,) joint positions.
         """
         requests = {int(row): ("poses",) for row in np.flatnonzero(~self._lost)}
-        found, _ = self._exchange(requests, self._broke)
+        found = self._consult(requests)
         return [found.get(row, {}) for row in range(len(self._running))]
 
     def close(self) -> None:
@@ -127,15 +126,22 @@ class Libero:
             if holder is not None:
                 chosen[row] = holder
                 free.remove(holder)
-        for row, begin in enumerate(begins):
-            if row not in chosen:
-                chosen[row] = free.pop(0)
-            chosen[row].task_file = begin.task_file
-        return [chosen[row] for row in range(len(begins))]
+        return [chosen[row] if row in chosen else free.pop(0) for row in range(len(begins))]
 
-    def _exchange(self, requests: dict[int, tuple[Any, ...]], failed: Any) -> tuple[dict[int, Any], str]:
-        """Ask all, then hear all, so that they work at the same time: answers by row, without those that were lost,
-        and what the last lost one said."""
+    def _consult(self, requests: dict[int, tuple[Any, ...]]) -> dict[int, Any]:
+        """Answers of environments that run; those that do not give one are lost from now on."""
+        found, _ = self._exchange(requests, self._broke)
+        self._lost = self._lost.copy()
+        self._lost[[row for row in requests if row not in found]] = True
+        return found
+
+    def _exchange(
+        self, requests: dict[int, tuple[Any, ...]], failed: Callable[[int, str], NoReturn]
+    ) -> tuple[dict[int, Any], str]:
+        """Ask all, then hear all, so that they work at the same time.
+
+        Returns the answers by row, without those of workers that were lost, and the last words of such a one.
+        """
         asked, found, last = [], {}, ""
         for row, request in requests.items():
             try:
@@ -155,13 +161,13 @@ class Libero:
             failed(*failures[0])
         return found, last
 
-    def _refused(self, row: int, words: str) -> None:
+    def _refused(self, row: int, words: str) -> NoReturn:
         """A reset failed for a reason that a new process would meet again."""
         task = Path(self._running[row].task_file).stem
         self._running[row].task_file = ""
         raise UserError(f"task {task} of {self.suite}: {words}")
 
-    def _broke(self, row: int, words: str) -> None:
+    def _broke(self, row: int, words: str) -> NoReturn:
         raise RuntimeError(f"LIBERO worker {row}: {words}")
 
     def _observe(self, glances: dict[int, Glance]) -> Observation:
