@@ -315,7 +315,7 @@ def doctor(
     overrides: Overrides = None,
     run: RunPath = None,
 ) -> None:
-    """List what this machine has and lacks for CONFIG, and what mends it.
+    """Say what this machine lacks for CONFIG, and what mends it.
 
     Exits with 1 where something that CONFIG needs is missing. Nothing is changed or downloaded.
     """
