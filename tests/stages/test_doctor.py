@@ -148,7 +148,7 @@ def test_disk_and_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def no_libero(monkeypatch: pytest.MonkeyPatch) -> None:
     def find():
-        raise UserError("LIBERO: expected the package hf-libero, found none; install it: pip install it")
+        raise UserError("LIBERO: expected the package hf-libero, found none; install it: pip")
 
     monkeypatch.setattr(install, "find_package", find)
     monkeypatch.setattr(doctor_libero, "installed_version", lambda package: None)
@@ -157,7 +157,7 @@ def no_libero(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_missing_libero_stops_those_who_simulate_with_it(no_libero: None) -> None:
     package, gl, assets = doctor_libero.check_libero(LiberoConfig())
-    assert package.stops and package.mend == "pip install it" and "found none" in package.problem
+    assert package.stops and "--no-deps hf-libero" in package.mend and "found none" in package.problem
     assert gl.stops and "mujoco" in gl.problem and assets.stops
     for other in (TabletopConfig(), RecordedConfig()):
         checks = doctor_libero.check_libero(other)
