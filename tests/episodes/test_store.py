@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from wovr.core.errors import UserError
 from wovr.core.types import Episode
+from wovr.episodes import video
 from wovr.episodes.store import EpisodeStore
 
 
@@ -65,7 +67,8 @@ def test_a_second_camera_is_kept_where_there_is_one(tmp_path: Path) -> None:
         assert_same(store.read(name), episode)
 
 
-def test_more_than_ten_episodes_and_shards_keep_their_order(tmp_path: Path) -> None:
+def test_more_than_ten_episodes_and_shards_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "MAX_OPEN_FILES", 16)
     store = EpisodeStore(tmp_path)
     for batch in range(20):  # more shards than files held open
         store.append([make_episode(batch * 12 + i, steps=1) for i in range(12 if batch < 2 else 1)])
@@ -99,24 +102,59 @@ def test_plain_h5py_sees_the_libero_layout(tmp_path: Path) -> None:
         assert demo["dones"][:].tolist() == [0, 0, 0, 0, 0, 0, 1]
 
 
+def destroy(path: Path, spare: range) -> list[tuple[int, ...]]:
+    """Overwrite every chunk of the first episode's frames but those of the frames in `spare`; the chunks' places."""
+    with h5py.File(path, locking=False) as file:
+        dataset = file["data/demo_0/obs/agentview_rgb"]
+        chunks = [dataset.id.get_chunk_info(i) for i in range(dataset.id.get_num_chunks())]
+    with path.open("r+b") as raw:
+        for chunk in chunks:
+            if chunk.chunk_offset[0] not in spare:
+                raw.seek(chunk.byte_offset)
+                raw.write(os.urandom(chunk.size))
+    return [chunk.chunk_offset for chunk in chunks]
+
+
 def test_window_reads_only_its_frames(tmp_path: Path) -> None:
     """Every frame but the window's is destroyed on disk; the window still reads, its neighbour does not."""
     episode = make_episode(steps=20)
     (name,) = EpisodeStore(tmp_path).append([episode])
-    path = tmp_path / "shard_00000.hdf5"
-    with h5py.File(path) as file:
-        dataset = file["data/demo_0/obs/agentview_rgb"]
-        chunks = [dataset.id.get_chunk_info(i) for i in range(dataset.id.get_num_chunks())]
-    assert len(chunks) == 21
-    with path.open("r+b") as raw:
-        for chunk in chunks:
-            if not 5 <= chunk.chunk_offset[0] < 9:
-                raw.seek(chunk.byte_offset)
-                raw.write(os.urandom(chunk.size))
+    assert [place[0] for place in destroy(tmp_path / "shard_00000.hdf5", range(4, 8))] == [0, 4, 8, 12, 16, 20]
     store = EpisodeStore(tmp_path)
-    np.testing.assert_array_equal(store.frames(name, 5, 9), episode.frames_THWC[5:9])
+    np.testing.assert_array_equal(store.frames(name, 4, 8), episode.frames_THWC[4:8])
     with pytest.raises(UserError, match=r"shard_00000.hdf5: demo_0: expected a complete HDF5 episode"):
-        store.frames(name, 5, 10)
+        store.frames(name, 4, 9)
+
+
+def test_a_still_background_is_stored_once_per_chunk(tmp_path: Path) -> None:
+    """A frame of 64 px is larger than what gzip looks back on, unless it lies in tiles: noise that stays is found."""
+    still = np.repeat(make_episode(size=128).frames_THWC[:1], 12, axis=0)
+    episode = replace(make_episode(steps=11), frames_THWC=still)
+    EpisodeStore(tmp_path).append([episode])
+    assert (tmp_path / "shard_00000.hdf5").stat().st_size < still.nbytes / 3
+
+
+def test_frames_in_chunks_of_one_are_read(tmp_path: Path) -> None:
+    """As earlier versions wrote them, and as other programs may."""
+    episode = make_episode(steps=6)
+    (name,) = EpisodeStore(tmp_path).append([episode])
+    with h5py.File(tmp_path / "shard_00000.hdf5", "r+") as file:
+        frames = file["data/demo_0/obs/agentview_rgb"][:]
+        del file["data/demo_0/obs/agentview_rgb"]
+        file.create_dataset("data/demo_0/obs/agentview_rgb", data=frames, chunks=(1, 8, 8, 3), compression="gzip")
+    store = EpisodeStore(tmp_path)
+    assert_same(store.read(name), episode)
+    np.testing.assert_array_equal(store.open(name).frames_THWC[2:5], episode.frames_THWC[2:5])
+
+
+def test_a_shard_is_built_in_one_buffer(tmp_path: Path) -> None:
+    episodes = [make_episode(seed, steps=15, size=64) for seed in range(8)]  # noise, which does not pack
+    store = EpisodeStore(tmp_path)
+    tracemalloc.start()
+    store.append(episodes)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.5 * (tmp_path / "shard_00000.hdf5").stat().st_size
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])

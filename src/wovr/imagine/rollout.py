@@ -240,6 +240,10 @@ class _Log:
 
     def batch(self, group_N: NDArray[np.int64]) -> RolloutBatch:
         """All that was noted."""
+        recordings = []
+        for pieces in filter(None, self.pieces):
+            recordings.append(Recording.of(pieces))
+            pieces.clear()  # or all frames would be in memory twice
         return RolloutBatch(
             instructions=self.instructions,
             group_N=group_N,
@@ -252,7 +256,7 @@ class _Log:
             limit_N=self.limit_N,
             chunk_mask_NC=self.chunk_mask_NC,
             lost_N=self.lost_N,
-            recordings=[Recording.of(pieces) for pieces in self.pieces if pieces],
+            recordings=recordings,
         )
 
     def _success_steps(self) -> NDArray[np.int64]:

@@ -78,6 +78,7 @@ def collect_episodes(place: Workplace, policy: Policy, count: int, *, purpose: s
             store.append(episodes)
             done, tried = done + len(episodes), tried + len(starts)
             bar.advance(len(episodes), success=float(np.mean([episode.success for episode in episodes])))
+            del batch, episodes  # before the next are recorded
 
 
 def _tried(store: EpisodeStore, simulator: Simulator, purpose: str, first_init: int) -> int:
