@@ -37,6 +37,11 @@ HOVER_M = 0.07
 OVER_M = 0.012
 """The hand goes down when it is this nearly above the aim; it has arrived at `ALIGNED_M` from it along each axis."""
 ALIGNED_M = 0.008
+CLOSING_M = 0.02
+"""Height above the aim at which the fingers, which take ten steps, begin to close."""
+STILL_M = 0.001
+STUCK_STEPS = 6
+"""A hand that for so long moves less than `STILL_M` a step on its way stands on something."""
 SLIPPED_M = 0.03
 NEAR_M = 0.03
 """LIBERO's `On` asks for contact and for less than this between the two origins, seen from above."""
@@ -87,7 +92,7 @@ SUPPORTED: dict[str, PickPlace | Turn] = {
 
 
 class LiberoDemonstrator:
-    """Carries out one task. Aim errs by `(1 - skill) * 5` cm, anew at each attempt; what failed is tried again.
+    """Carries out one task. Aim errs by `(1 - skill) * 8` cm, anew at each attempt; what failed is tried again.
 
     `offset` (x, y), metres in the world frame, is added to every aim: the constant error of a badly calibrated hand and
     eye, by which the result is judged too.
@@ -105,10 +110,12 @@ class LiberoDemonstrator:
             raise UserError(f"task {task_name!r}: expected one that can be demonstrated ({', '.join(near)})")
         self.plan = SUPPORTED[task_name]
         self.done = False
-        self._spread = 0.05 * (1.0 - skill)
+        self._spread = 0.08 * (1.0 - skill)
         self._jitter = 0.3 * (1.0 - skill)
         self._rng = rng
         self._offset = np.array([*offset, 0.0])
+        self._hand = np.zeros(3)
+        self._still = 0
         self._aim_again()
         self._begin(self._approach)
 
@@ -117,6 +124,9 @@ class LiberoDemonstrator:
 
         `poses` as the module's docstring says.
         """
+        hand = poses["hand"][:3].copy()
+        self._still = self._still + 1 if float(np.linalg.norm(hand - self._hand)) < STILL_M else 0
+        self._hand = hand
         move, turn, grip = self._phase(poses)
         if np.abs(move).max() > 0.05:
             move = move + self._rng.normal(0.0, self._jitter, 3)
@@ -125,6 +135,7 @@ class LiberoDemonstrator:
     def _begin(self, phase: Callable[[Poses], Command]) -> None:
         self._phase = phase
         self._steps = 0
+        self._still = 0
 
     def _aim_again(self) -> None:
         error = self._rng.normal(0.0, self._spread, (2, 2))
@@ -134,9 +145,11 @@ class LiberoDemonstrator:
     def _approach(self, poses: Poses) -> Command:
         self._aim = poses[self.plan.thing][:3] + self.plan.grasp + self._grasp_error
         apart = self._aim - poses["hand"][:3]
-        if np.abs(apart).max() < ALIGNED_M:
+        if np.abs(apart[:2]).max() < ALIGNED_M and apart[2] > -CLOSING_M:
             self._begin(self._close)
             self._width = np.inf
+        elif self._still >= STUCK_STEPS:
+            self._begin(self._open)
         return _towards(_from_above(apart)), _upright(poses["hand"]), -1.0
 
     def _close(self, poses: Poses) -> Command:
@@ -160,7 +173,7 @@ class LiberoDemonstrator:
         assert isinstance(self.plan, PickPlace)
         aim = poses[self.plan.target][:3] + (0.0, 0.0, self.plan.height) + self._place_error
         apart = aim - poses[self.plan.thing][:3]
-        if np.abs(apart).max() < ALIGNED_M or self._slipped(poses):
+        if np.abs(apart).max() < ALIGNED_M or self._slipped(poses) or self._still >= STUCK_STEPS:
             self._begin(self._open)
         # Not lower than it was lifted either: it may have stood on something.
         hover = max(HOVER_M, self._start[2] + self.plan.lift - aim[2])
