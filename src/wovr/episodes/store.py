@@ -19,8 +19,8 @@ writing again, so a process killed at any moment loses at most the batch that it
 locks.
 
 Everything is compressed by gzip at level 1: every build of HDF5 reads it, so that tools for robomimic and LIBERO do,
-and its checksum reveals damaged frames. It looks back 32 KB, which at 256 px is not a fifth of a frame. A chunk therefore
-holds 12 KB, 16 rows, of each of four frames, so that what did not move lies within its reach.
+and its checksum reveals damaged frames. It looks back 32 KB, which at 256 px is not a fifth of a frame. So a chunk
+holds 12 KB, 16 rows, of each of four frames, and what did not move lies within its reach.
 
 Legend: T env steps, N = T + 1 samples, A action dims, S state size; H W height and width.
 """
