@@ -34,6 +34,8 @@ TURN_GAIN = 1.0
 """Lower: what rights a tilted hand also pushes it aside."""
 HOVER_M = 0.07
 """Height above the aim at which the hand moves sideways."""
+LIFT_M = 0.03
+"""Rise of the thing before the hand moves it sideways."""
 OVER_M = 0.012
 """The hand goes down when it is this nearly above the aim; it has arrived at `ALIGNED_M` from it along each axis."""
 ALIGNED_M = 0.008
@@ -55,8 +57,6 @@ class PickPlace:
     target: str
     grasp: tuple[float, float, float]
     height: float
-    lift: float = 0.03
-    """Rise before the hand moves sideways, metres."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class LiberoDemonstrator:
         assert isinstance(self.plan, PickPlace)
         if self._slipped(poses):
             self._begin(self._open)
-        elif poses[self.plan.thing][2] - self._start[2] > self.plan.lift:
+        elif poses[self.plan.thing][2] - self._start[2] > LIFT_M:
             self._begin(self._carry)
         return np.array([0.0, 0.0, 1.0]), _upright(poses["hand"]), 1.0
 
@@ -176,7 +176,7 @@ class LiberoDemonstrator:
         if np.abs(apart).max() < ALIGNED_M or self._slipped(poses) or self._still >= STUCK_STEPS:
             self._begin(self._open)
         # Not lower than it was lifted either: it may have stood on something.
-        hover = max(HOVER_M, self._start[2] + self.plan.lift - aim[2])
+        hover = max(HOVER_M, self._start[2] + LIFT_M - aim[2])
         return _towards(_from_above(apart, hover)), _upright(poses["hand"]), 1.0
 
     def _turn(self, poses: Poses) -> Command:
