@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from wovr.core.errors import UserError
 from wovr.envs.libero import Libero, LiberoConfig, config, suites
-from wovr.envs.libero.suites import instruction
+from wovr.episodes.libero_files import task_language
 
 SUITES = {suite: [f"{suite}_task_{number}" for number in range(known.tasks)] for suite, known in suites.SUITES.items()}
 
@@ -71,8 +71,8 @@ def test_simulator_says_how_to_install_libero(monkeypatch, not_installed):
 
 
 def test_instructions_are_the_words_of_the_name_after_the_scene():
-    assert instruction("turn_on_the_stove") == "turn on the stove"
-    assert instruction("KITCHEN_SCENE10_put_the_butter_in_it") == "put the butter in it"
+    assert task_language("turn_on_the_stove") == "turn on the stove"
+    assert task_language("KITCHEN_SCENE10_put_the_butter_in_it") == "put the butter in it"
 
 
 def test_assets_that_are_not_there_are_named(tmp_path: Path, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import pickle
 import re
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from wovr.core.errors import UserError
 from wovr.core.types import Task
 from wovr.envs.libero.install import find_package
+from wovr.episodes.libero_files import libero_task_names, task_language
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,8 @@ def check_suite(name: str) -> str:
 @cache
 def task_map() -> dict[str, list[str]]:
     """Task names by suite, in hf-libero's order; UserError where it is not installed."""
-    path = find_package() / "benchmark" / "libero_suite_task_map.py"
-    spec = importlib.util.spec_from_file_location("libero_suite_task_map", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return {suite: list(module.libero_task_map[suite]) for suite in SUITES}
+    find_package()
+    return {suite: libero_task_names(suite) for suite in SUITES}
 
 
 def task_numbers(suites: dict[str, list[str]], suite: str, names: Sequence[str]) -> list[int]:
@@ -76,14 +72,7 @@ def load_tasks(suite: str, names: Sequence[str]) -> list[Task]:
         numbers = task_numbers(suites, suite, names)
     except ValueError as error:
         raise UserError(f"key 'tasks': {error}") from None
-    return [Task(number, name := suites[suite][number], instruction(name)) for number in numbers]
-
-
-def instruction(name: str) -> str:
-    """Words of a task's name; those of libero_10 and libero_90 begin with the scene, as KITCHEN_SCENE3_turn_on_..."""
-    words = name.split("_")
-    scene = next((i for i, word in enumerate(words) if word.startswith("SCENE")), -1)
-    return " ".join(words[scene + 1 :])
+    return [Task(number, name := suites[suite][number], task_language(name)) for number in numbers]
 
 
 def task_file(suite: str, name: str) -> Path:
