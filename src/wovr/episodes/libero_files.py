@@ -5,13 +5,11 @@ Legend: T env steps, F = T + 1 frames; H W height and width.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
 import shutil
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +20,13 @@ from numpy.typing import NDArray
 from wovr.core.checkpoint import disk_is_full
 from wovr.core.errors import UserError
 from wovr.core.types import Episode
+from wovr.episodes.libero_names import SUITE, libero_task_names, task_language
 
 CAMERA, WRIST = "agentview_rgb", "eye_in_hand_rgb"
 """Keys under `obs`."""
-SUITE = re.compile(r"libero_(?:spatial|object|goal|10|90)(?![0-9a-z])")
 ORIGIN = ("instruction", "suite", "task_id", "init_id", "policy", "seed", "purpose")
 """Fields of Episode that are attributes of a demonstration in our files."""
 PACKING: dict[str, Any] = {"compression": "gzip", "compression_opts": 1}
-
-
-def task_language(name: str) -> str:
-    """Instruction of LIBERO's task of that name: without the scene that names in libero_10 and libero_90 begin with."""
-    return re.sub(r"^[A-Z_]+SCENE\d+_", "", name).replace("_", " ")
-
-
-@cache
-def libero_task_names(suite: str) -> list[str]:
-    """Names of a suite's tasks by task id, from LIBERO where it is installed, otherwise []. Nothing of it is imported:
-    its import asks a question and loads a simulator."""
-    package = importlib.util.find_spec("libero")
-    for folder in (package.submodule_search_locations or ()) if package else ():
-        path = Path(folder) / "libero" / "benchmark" / "libero_suite_task_map.py"
-        spec = importlib.util.spec_from_file_location("libero_suite_task_map", path)
-        if path.is_file() and spec and spec.loader:
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            return list(module.libero_task_map.get(suite, []))
-    return []
 
 
 def write_libero(folder: Path, episodes: Iterable[Episode]) -> int:

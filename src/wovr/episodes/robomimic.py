@@ -45,7 +45,8 @@ from numpy.typing import NDArray
 from wovr.core.errors import UserError
 from wovr.core.types import Episode
 from wovr.episodes.foreign import Success, resize, success_labels
-from wovr.episodes.libero_files import CAMERA, ORIGIN, SUITE, WRIST, libero_task_names, task_language
+from wovr.episodes.libero_files import CAMERA, ORIGIN, WRIST
+from wovr.episodes.libero_names import SUITE, libero_task_names, task_language
 from wovr.episodes.video import readable
 
 CAMERAS = (CAMERA, "agentview_image")

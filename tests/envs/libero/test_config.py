@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from wovr.core.errors import UserError
 from wovr.envs.libero import Libero, LiberoConfig, config, suites
-from wovr.episodes.libero_files import task_language
+from wovr.episodes.libero_names import task_language
 
 SUITES = {suite: [f"{suite}_task_{number}" for number in range(known.tasks)] for suite, known in suites.SUITES.items()}
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from wovr.core.errors import UserError
 from wovr.core.types import Task
 from wovr.envs.libero.install import find_package
-from wovr.episodes.libero_files import libero_task_names, task_language
+from wovr.episodes.libero_names import libero_task_names, task_language
 
 
 @dataclass(frozen=True, slots=True)
