@@ -1,7 +1,7 @@
 """Pictures of a MuJoCo model, equal to LIBERO's pixel by pixel where `Look` asks for all that those show.
 
 On a software renderer a picture costs by triangles (the robot alone has 160,000) and by their four samples a pixel
-more than by pixels: half the time at 256 is that of multisampling, which is kept because it is seen. Mirror images
+more than by pixels: half the time at 256 is that of multisampling, which is seen where it lacks. Mirror images
 double the triangles, and meshes out of the camera's sight cost as much as others unless they are left out here.
 """
 
@@ -26,6 +26,7 @@ class Look:
     wrist: bool
     shadows: bool
     reflections: bool
+    samples: int = 4
 
 
 class Renderer:
@@ -35,6 +36,7 @@ class Renderer:
         import mujoco
 
         model.vis.global_.offwidth = model.vis.global_.offheight = look.image_size
+        model.vis.quality.offsamples = look.samples
         self._model = model
         self._renderer = mujoco.Renderer(model, look.image_size, look.image_size)
         self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = look.shadows

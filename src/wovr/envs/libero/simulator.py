@@ -44,7 +44,7 @@ class Libero:
         assets, gl = find_assets(config.assets), working_gl(config.gl)
         # Removed with this object, or at exit.
         self._folder = tempfile.TemporaryDirectory(prefix="wovr-libero-")
-        look = Look(config.image_size, config.wrist, config.shadows, config.reflections)
+        look = Look(config.image_size, config.wrist, config.shadows, config.reflections, config.samples)
         setup = Setup(package, assets, gl, Path(self._folder.name), look)
         threads = 1 if self.max_batch > 1 else 0
         self._workers = [WorkerProcess(index, setup, threads) for index in range(self.max_batch)]
