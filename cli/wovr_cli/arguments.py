@@ -1,0 +1,23 @@
+"""What commands share: their arguments, and the files that ship with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, as configs/tabletop.yaml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values over those of the file, as rl.updates=60.")
+]
+RunPath = Annotated[
+    Path | None, typer.Option("--run", metavar="PATH", help="Run folder.", show_default="runs/<name of the config>")
+]
+Plain = Annotated[bool, typer.Option("--plain", help="Print lines instead of progress bars.")]
+Wandb = Annotated[str | None, typer.Option(metavar="PROJECT", help="Log to wandb too; offline where there is no key.")]
+
+
+def packaged(name: str) -> Path:
+    """A file that ships with wovr, such as `configs/tabletop.yaml`: linked in a checkout, copied into a wheel."""
+    return Path(__file__).parent / name

@@ -1,0 +1,107 @@
+"""Commands that stand beside the stages: pretraining, plans, the state of a machine, export.
+
+What loads torch is imported inside them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wovr.stages.pipeline import load_experiment
+from wovr_cli.arguments import ConfigFile, Overrides, Plain, RunPath, Wandb, packaged
+
+
+def pretrain(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(metavar="PATH", help="Folder of the weights and their card.")] = Path(
+        "data/pretrained"
+    ),
+    plain: Plain = False,
+    wandb: Wandb = None,
+) -> None:
+    """Make the pretrained codec and world model, from undirected play.
+
+    Those that ship with wovr are made by configs/pretrain.yaml, in about 70 minutes on two CPU cores.
+    """
+    from wovr.core.config import load_config
+    from wovr.core.dist import Dist
+    from wovr.core.log import RunLog
+    from wovr.stages import pretrain as stage
+
+    settings, dist = load_config(stage.PretrainConfig, config, overrides or ()), Dist()
+    log = RunLog(Path("runs/pretrain"), plain=plain, wandb_project=wandb, active=dist.is_main)
+    stage.run(settings, out, log, dist)
+    log.close()
+
+
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(min=0, help="One process each; 0 plans for this machine's CPU.")] = 1,
+    gpu_memory: Annotated[float, typer.Option(metavar="GB", help="Of one GPU.")] = 80.0,
+    zero: Annotated[int, typer.Option(min=0, max=3, help="ZeRO stage of training; 0 is without DeepSpeed.")] = 0,
+    offload: Annotated[bool, typer.Option("--offload", help="Optimiser's states in host memory.")] = False,
+    tflops: Annotated[
+        float | None, typer.Option(help="Rate of one GPU's bf16 matrix products.", show_default="790, an H200's")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all parts of all stages here.")] = None,
+) -> None:
+    """Say what an experiment takes: memory, FLOPs, disk and time.
+
+    Nothing is run, and neither weights nor a run folder are needed. Where a stage does not fit, it says what to change,
+    and exits with 1.
+    """
+    from wovr.core.checkpoint import write_json
+    from wovr.stages.plan import advise, make_plan
+    from wovr.stages.plan_machine import this_machine
+    from wovr.stages.plan_networks import Networks
+    from wovr_cli.plan import print_plan
+
+    experiment = load_experiment(config, overrides or ())
+    machine = this_machine(gpus, gpu_memory, zero=zero, offload=offload, tflops=tflops)
+    networks = Networks(experiment, machine.gpus > 0)
+    found = make_plan(experiment, machine, networks)
+    if json:
+        write_json(json, found.to_dict())
+    print_plan(found, advise(experiment, machine, networks) if found.too_large else None)
+    if found.too_large:
+        raise typer.Exit(1)
+
+
+def doctor(
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", show_default="the demo's")] = None,
+    overrides: Overrides = None,
+    run: RunPath = None,
+) -> None:
+    """Say what this machine lacks for CONFIG, and what mends it.
+
+    Exits with 1 where something that CONFIG needs is missing. Nothing is changed or downloaded.
+    """
+    from wovr_cli.doctor import print_checks
+
+    path = config or packaged("configs/tabletop.yaml")
+    folder = run or Path("runs") / (config.stem if config else "demo")
+    if not print_checks(path, overrides or (), folder):
+        raise typer.Exit(1)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="Safetensors file to write.")],
+) -> None:
+    """Write the newest world model as WoVR checkpoints are published.
+
+    The names of the tensors are those of Wan2.2 plus `action_mlp1` and `action_mlp2`, in bf16. The same file serves
+    as `world_model.pretrained`, with the network's sizes and switches in `world_model.dit`; other programs know a
+    network without `action_positions`, `action_sums` and `causal_context` only.
+    """
+    from wovr.dit.weights import save_wan
+    from wovr.imagine.load import DIT, load_dit, newest
+
+    dit, _, _ = load_dit(newest(run, DIT))
+    save_wan(out, dit)
+    print(f"wrote {out}")
