@@ -148,3 +148,11 @@ def test_own_memories_are_groups_of_frames(toy) -> None:
     with pytest.raises(UserError, match="own_memory: expected a memory of 4 frames or more, found 1"):
         toy("world_model.context.memory_frames=1")
     assert toy("world_model.context.memory_frames=1", "world_model.own_memory=null").world_model.own_memory is None
+
+
+def test_files_are_looked_for_where_episodes_came_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "run/episodes").mkdir(parents=True)
+    missing = EXPERIMENT.model_copy(update={"codec": CodecStageConfig(pretrained=tmp_path / "codec.safetensors")})
+    with pytest.raises(UserError, match=r"codec\.safetensors"), open_workplace(missing, tmp_path / "run"):
+        pass
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["episodes"]

@@ -25,6 +25,7 @@ from wovr.core.config import first_difference
 from wovr.core.errors import UserError
 from wovr.core.log import append_record, read_records
 
+MANIFEST = "manifest.json"
 FORMAT = 1
 """Layout of the folder; a folder of another number is refused."""
 EPISODES = "episodes"
@@ -39,10 +40,10 @@ class RunFolder:
         self.path = path
         self._lock = lock
         self._follows = follows
-        self._manifest: dict[str, Any] = read_json(path / "manifest.json")
+        self._manifest: dict[str, Any] = read_json(path / MANIFEST)
         found = self._manifest.get("format")
         if found != FORMAT:
-            raise UserError(f"{path}/manifest.json: key 'format': expected {FORMAT}, found {found!r}")
+            raise UserError(f"{path / MANIFEST}: key 'format': expected {FORMAT}, found {found!r}")
 
     @classmethod
     def open(cls, path: Path, config: Mapping[str, Any], ignore: Collection[str] = ()) -> RunFolder:
@@ -60,13 +61,13 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         lock = _lock(path)
         try:
-            if (path / "manifest.json").exists():
+            if (path / MANIFEST).exists():
                 _check_same(path, _read_config(path), yaml.safe_load(text), ignore)
             write_text(path / "config.yaml", text)
-            if not (path / "manifest.json").exists():
+            if not (path / MANIFEST).exists():
                 version = importlib.metadata.version("wovr")
                 manifest: dict[str, Any] = {"format": FORMAT, "wovr": version, "seed": config.get("seed"), "stages": {}}
-                write_json(path / "manifest.json", manifest)
+                write_json(path / MANIFEST, manifest)
             return cls(path, lock)
         except BaseException:
             lock.close()
@@ -75,8 +76,8 @@ class RunFolder:
     @classmethod
     def read(cls, path: Path) -> RunFolder:
         """An existing folder, without the right to change it."""
-        if not (path / "manifest.json").exists():
-            raise UserError(f"{path}: expected a run folder, found no manifest.json in it")
+        if not (path / MANIFEST).exists():
+            raise UserError(f"{path}: expected a run folder, found no {MANIFEST} in it")
         return cls(path, lock=None)
 
     @classmethod
@@ -112,7 +113,7 @@ class RunFolder:
             "summary": dict(summary),
         }
         if not self._follows:
-            write_json(self.path / "manifest.json", self._manifest)
+            write_json(self.path / MANIFEST, self._manifest)
 
     def add_rollouts(self, purpose: str, *, episodes: int, steps: int, stage: str, key: str, lost: int = 0) -> None:
         """Write true-simulator rollouts to the ledger. The same `key` again, after a resume, counts once.

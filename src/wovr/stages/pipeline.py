@@ -93,11 +93,11 @@ def open_workplace(
     """
     from wovr.core.dist import Dist
     from wovr.core.log import RunLog
-    from wovr.core.run import RunFolder
+    from wovr.core.run import MANIFEST, RunFolder
     from wovr.stages.experiment import Workplace
 
     dist = dist or Dist()
-    if not path.exists():
+    if not (path / MANIFEST).exists():  # episodes may be there before a run is
         _check_files(experiment)
     may_change = {stage.section for stage in STAGES.values() if stage.section} | {"frame_memory"}
     if dist.is_main:
