@@ -9,6 +9,7 @@ them; `cpu_ms` are what the processes themselves used per env step, which such c
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import tempfile
 import time
@@ -29,6 +30,8 @@ from wovr.envs.libero.suites import load_initial_states, task_file
 
 SUITE, TASK, NUMBER = "libero_goal", "turn_on_the_stove", 7
 ACTIONS_TA = np.random.default_rng(0).uniform(-0.3, 0.3, (8, 7)).astype(np.float32)
+SAMPLES = (4, 1)
+"""Per pixel: as LIBERO's pictures have them, and the least."""
 EVERY = {"every_frame": 1, "one_frame_in_8": 8, "no_frame": 0}
 Measured = tuple[float, float]
 """Env steps per second, CPU seconds per env step."""
@@ -89,10 +92,12 @@ def main() -> None:
         prepare(find_package(), find_assets(arguments.assets), working_gl(), folder)
         for size in arguments.sizes:
             ways = {"naive": naive(size, stack)}
-            for workers in sorted(set(arguments.workers)):
-                config = LiberoConfig(image_size=size, workers=workers, tasks=(TASK,), assets=arguments.assets)
+            chosen = LiberoConfig(image_size=size, tasks=(TASK,), assets=arguments.assets)
+            for workers, samples in itertools.product(sorted(set(arguments.workers)), SAMPLES):
+                config = chosen.model_copy(update={"workers": workers, "samples": samples})
                 libero = stack.enter_context(closing(Libero(config)))
-                ways |= {f"{name}, {workers} workers": ours(libero, every) for name, every in EVERY.items()}
+                how = f"{workers} workers, {samples} samples"
+                ways |= {f"{name}, {how}": ours(libero, every) for name, every in EVERY.items()}
             rounds = [{name: run() for name, run in ways.items()} for _ in range(arguments.rounds)]
             results[f"{size} px"] = summary(rounds)
     write({"task": f"{SUITE} {NUMBER} {TASK}", "gl": working_gl(), "rounds": arguments.rounds} | results, arguments.out)
