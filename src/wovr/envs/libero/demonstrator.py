@@ -41,10 +41,10 @@ OVER_M = 0.012
 ALIGNED_M = 0.008
 CLOSING_M = 0.02
 """Height above the aim at which the fingers, which take ten steps, begin to close."""
-STILL_M = 0.001
-STUCK_STEPS = 6
-"""A hand that for so long moves less than `STILL_M` a step on its way stands on something."""
+STUCK_STEPS = 15
+"""A hand that in so many steps came no nearer its aim (by 1 mm) stands on something."""
 SLIPPED_M = 0.03
+"""A thing that moved so far in the hand was lost, and a target that moved so far is dragged along."""
 NEAR_M = 0.03
 """LIBERO's `On` asks for contact and for less than this between the two origins, seen from above."""
 
@@ -114,8 +114,6 @@ class LiberoDemonstrator:
         self._jitter = 0.3 * (1.0 - skill)
         self._rng = rng
         self._offset = np.array([*offset, 0.0])
-        self._hand = np.zeros(3)
-        self._still = 0
         self._aim_again()
         self._begin(self._approach)
 
@@ -124,9 +122,6 @@ class LiberoDemonstrator:
 
         `poses` as the module's docstring says.
         """
-        hand = poses["hand"][:3].copy()
-        self._still = self._still + 1 if float(np.linalg.norm(hand - self._hand)) < STILL_M else 0
-        self._hand = hand
         move, turn, grip = self._phase(poses)
         if np.abs(move).max() > 0.05:
             move = move + self._rng.normal(0.0, self._jitter, 3)
@@ -135,7 +130,7 @@ class LiberoDemonstrator:
     def _begin(self, phase: Callable[[Poses], Command]) -> None:
         self._phase = phase
         self._steps = 0
-        self._still = 0
+        self._nearest, self._waited = np.inf, 0
 
     def _aim_again(self) -> None:
         error = self._rng.normal(0.0, self._spread, (2, 2))
@@ -148,7 +143,7 @@ class LiberoDemonstrator:
         if np.abs(apart[:2]).max() < ALIGNED_M and apart[2] > -CLOSING_M:
             self._begin(self._close)
             self._width = np.inf
-        elif self._still >= STUCK_STEPS:
+        elif self._stuck(apart):
             self._begin(self._open)
         return _towards(_from_above(apart)), _upright(poses["hand"]), -1.0
 
@@ -158,6 +153,8 @@ class LiberoDemonstrator:
         if self._steps > 3 and before - self._width < 0.001:
             self._start = poses[self.plan.thing].copy()
             self._held = self._start[:3] - poses["hand"][:3]
+            if isinstance(self.plan, PickPlace):
+                self._target = poses[self.plan.target][:3].copy()
             self._begin(self._turn if isinstance(self.plan, Turn) else self._lift)
         return _towards(self._aim - poses["hand"][:3]), _upright(poses["hand"]), 1.0
 
@@ -173,7 +170,7 @@ class LiberoDemonstrator:
         assert isinstance(self.plan, PickPlace)
         aim = poses[self.plan.target][:3] + (0.0, 0.0, self.plan.height) + self._place_error
         apart = aim - poses[self.plan.thing][:3]
-        if np.abs(apart).max() < ALIGNED_M or self._slipped(poses) or self._still >= STUCK_STEPS:
+        if np.abs(apart).max() < ALIGNED_M or self._slipped(poses) or self._stuck(apart):
             self._begin(self._open)
         # Not lower than it was lifted either: it may have stood on something.
         hover = max(HOVER_M, self._start[2] + LIFT_M - aim[2])
@@ -207,8 +204,17 @@ class LiberoDemonstrator:
         return np.zeros(3), np.zeros(3), -1.0
 
     def _slipped(self, poses: Poses) -> bool:
-        moved = poses[self.plan.thing][:3] - poses["hand"][:3] - self._held
-        return float(np.linalg.norm(moved)) > SLIPPED_M
+        assert isinstance(self.plan, PickPlace)
+        in_hand = poses[self.plan.thing][:3] - poses["hand"][:3] - self._held
+        dragged = poses[self.plan.target][:3] - self._target
+        return max(float(np.linalg.norm(in_hand)), float(np.linalg.norm(dragged))) > SLIPPED_M
+
+    def _stuck(self, apart: Array) -> bool:
+        distance = float(np.linalg.norm(apart))
+        self._waited += 1
+        if distance < self._nearest - 0.001:
+            self._nearest, self._waited = distance, 0
+        return self._waited >= STUCK_STEPS
 
 
 def _from_above(apart: Array, hover: float = HOVER_M) -> Array:
