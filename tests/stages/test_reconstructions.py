@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,6 +54,23 @@ def test_files_serve_again_but_no_other_codec(place, tmp_path: Path, monkeypatch
     np.testing.assert_array_equal(first[1][:], again[1][:])
     other = reconstructions(place(0), write_codec(tmp_path / "other.safetensors", seed=1), EPISODES[:1])
     assert len(made) == 4 and not np.array_equal(other[0][:], first[0][:])
+
+
+def test_ranks_share_the_work_by_way_of_the_disk(place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(module, "reconstruct", lambda codec, frames: made.append(1) or reconstruct(codec, frames))
+    codec = write_codec(tmp_path / "codec.safetensors")
+
+    def others() -> None:  # while the first rank waits
+        assert len(made) == 2
+        second = SimpleNamespace(world_size=2, rank=1, barrier=lambda: None)
+        reconstructions(replace(here, dist=second), codec, EPISODES)
+        assert len(made) == 3
+
+    here = place(4.0)
+    found = reconstructions(replace(here, dist=SimpleNamespace(world_size=2, rank=0, barrier=others)), codec, EPISODES)
+    assert len(made) == 3 and len(found) == 3
+    np.testing.assert_array_equal(found[1][:], reconstruct(codec.codec, EPISODES[1].frames_THWC[:]))
 
 
 def test_damaged_files_are_named(place, tmp_path: Path) -> None:
