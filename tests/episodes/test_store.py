@@ -127,7 +127,7 @@ def test_window_reads_only_its_frames(tmp_path: Path) -> None:
 
 
 def test_a_still_background_is_stored_once_per_chunk(tmp_path: Path) -> None:
-    """A frame of 64 px is larger than what gzip looks back on, unless it lies in tiles: noise that stays is found."""
+    """A frame of 128 px is larger than what gzip looks back on, unless it lies in tiles: noise that stays is found."""
     still = np.repeat(make_episode(size=128).frames_THWC[:1], 12, axis=0)
     episode = replace(make_episode(steps=11), frames_THWC=still)
     EpisodeStore(tmp_path).append([episode])

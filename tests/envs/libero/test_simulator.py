@@ -223,3 +223,13 @@ def test_nothing_is_asked_written_or_left_behind(tmp_path):
     while worker.exists() and "Z" not in (worker / "stat").read_text().rsplit(")")[-1].split()[:1]:
         assert time.monotonic() < deadline, "the worker outlived its parent"
         time.sleep(0.05)
+
+
+def test_fewer_samples_make_edges_jagged():
+    shown = []
+    for samples in (4, 1):
+        libero = Libero(LiberoConfig(tasks=("turn_on_the_stove",), image_size=SIZE, workers=1, samples=samples))
+        shown.append(libero.reset([STOVE]).frames_BHWC[0].astype(int))
+        libero.close()
+    difference = np.abs(shown[0] - shown[1]).max(axis=-1)
+    assert 0.01 < (difference > 8).mean() < 0.4, "edges differ, surfaces do not"

@@ -36,7 +36,7 @@ class Renderer:
         import mujoco
 
         model.vis.global_.offwidth = model.vis.global_.offheight = look.image_size
-        model.vis.quality.offsamples = look.samples
+        model.vis.quality.offsamples = look.samples if look.samples > 1 else 0  # asked for 1, GL gives more
         self._model = model
         self._renderer = mujoco.Renderer(model, look.image_size, look.image_size)
         self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = look.shadows
