@@ -8,6 +8,7 @@ import signal
 import numpy as np
 import pytest
 
+from wovr.core.errors import UserError
 from wovr.envs.libero import Libero
 from wovr.envs.libero.install import ASSETS_VARIABLE
 from wovr.episodes.store import EpisodeStore
@@ -55,3 +56,12 @@ def test_a_killed_worker_costs_its_episode_alone(toy, tmp_path, monkeypatch):
         ("collect/0", 1, 1),
         ("collect/2", 2, 0),
     ]
+
+
+def test_a_task_without_a_scripted_hand_asks_for_recordings(toy, tmp_path):
+    overrides = [one.replace("put_the_bowl_on_the_plate", "put_the_wine_bottle_on_the_rack") for one in LIBERO]
+    with (
+        pipeline.open_workplace(toy(*overrides), tmp_path, plain=True) as place,
+        pytest.raises(UserError, match=r"demonstrations of put_the_wine_bottle_on_the_rack.*wovr convert SOURCE"),
+    ):
+        pipeline.run_stage(place, "sft")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from contextlib import closing
 
+from wovr.core.errors import UserError
 from wovr.core.seed import stream
 from wovr.core.types import Episode, SimulatorStart
 from wovr.envs.base import Observation, Simulator
 from wovr.envs.libero import Libero
-from wovr.envs.libero.demonstrator import LiberoDemonstrator
+from wovr.envs.libero.demonstrator import SUPPORTED, LiberoDemonstrator
 from wovr.envs.recorded import RecordedConfig
 from wovr.envs.tabletop import Demonstrator, Tabletop, goal
 from wovr.stages.data import DEMONSTRATIONS, names_of
@@ -27,6 +28,7 @@ def record_demonstrations(place: Workplace) -> None:
         count_recorded(place, DEMONSTRATIONS)
         return
     with closing(place.simulator()) as simulator:
+        _check_hands(place, simulator)
         count = config.sft.demonstrations * len(simulator.tasks)
         starts = training_starts(simulator, range(count), FIRST_INIT)
         episodes: list[Episode] = []
@@ -41,6 +43,17 @@ def record_demonstrations(place: Workplace) -> None:
     place.run.add_rollouts(
         DEMONSTRATIONS, episodes=len(episodes), steps=steps, lost=lost, stage=DEMONSTRATIONS, key=key
     )
+
+
+def _check_hands(place: Workplace, simulator: Simulator) -> None:
+    """UserError where a task has no scripted hand, before any of the others is demonstrated."""
+    unknown = [task.name for task in simulator.tasks if isinstance(simulator, Libero) and task.name not in SUPPORTED]
+    if unknown:
+        folder = place.run.path / "episodes"
+        raise UserError(
+            f"{folder}: expected demonstrations of {unknown[0]}, which has no scripted demonstrator, found none; "
+            f"bring them in: wovr convert SOURCE {folder} --purpose {DEMONSTRATIONS}"
+        )
 
 
 def demonstrate(
