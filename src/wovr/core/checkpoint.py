@@ -13,7 +13,8 @@ import re
 import shutil
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,6 +59,31 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` for the caller to fill, which is then flushed to disk and renamed to `path`.
+
+    Whatever fails, it is removed. UserError where `path` is neither new nor empty, or the disk is full.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path}: expected a new or empty folder, found other files")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file_path in filter(Path.is_file, temporary.rglob("*")):
+            with file_path.open("rb+") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if disk_is_full(error):
+            raise UserError(f"{path}: expected room to write it, found a full disk") from None
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def link_file(path: Path, source: Path) -> None:

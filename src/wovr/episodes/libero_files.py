@@ -6,10 +6,9 @@ Legend: T env steps, F = T + 1 frames; H W height and width.
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from wovr.core.checkpoint import disk_is_full
-from wovr.core.errors import UserError
+from wovr.core.checkpoint import new_folder
 from wovr.core.types import Episode
 from wovr.episodes.libero_names import SUITE, libero_task_names, task_language
 
@@ -38,31 +36,15 @@ def write_libero(folder: Path, episodes: Iterable[Episode]) -> int:
 
     The folder must not exist or be empty; it appears by rename. UserError where it is not, or the disk is full.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: expected a new or empty folder, found other files")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
     files: dict[tuple[str, int, str], h5py.File] = {}
     count = 0
-    try:
+    with new_folder(folder) as temporary, ExitStack() as opened:
         for episode in episodes:
             task = (episode.suite, episode.task_id, episode.instruction)
             if task not in files:
-                files[task] = _new_file(temporary, *task)
+                files[task] = opened.enter_context(_new_file(temporary, *task))
             _write_demo(files[task]["data"], episode)
             count += 1
-        while files:
-            files.popitem()[1].close()
-        os.replace(temporary, folder)
-    except OSError as error:
-        if disk_is_full(error):
-            raise UserError(f"{folder}: expected room to write it, found a full disk") from None
-        raise
-    finally:
-        for file in files.values():
-            file.close()
-        shutil.rmtree(temporary, ignore_errors=True)
     return count
 
 

@@ -22,10 +22,8 @@ Legend: M memory frames, A action dims; H W height and width.
 from __future__ import annotations
 
 import math
-import os
 import pickle
 import re
-import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +33,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from wovr.core.checkpoint import disk_is_full
+from wovr.core.checkpoint import new_folder
 from wovr.core.errors import UserError
 from wovr.core.types import Actions, Frames, StartState, no_motion
 from wovr.kir.mine import FIRST_FRAME
@@ -74,13 +72,8 @@ def write_starts(folder: Path, starts: Iterable[StartState]) -> int:
 
     UserError where it holds files already, or the disk is full.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: expected a new or empty folder, found other files")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
     counts = {"": 0, KEYFRAME: 0}
-    try:
+    with new_folder(folder) as temporary:
         for start in starts:
             kind = "" if start.reason == FIRST_FRAME else KEYFRAME
             frames = _frames(start)
@@ -88,13 +81,6 @@ def write_starts(folder: Path, starts: Iterable[StartState]) -> int:
             array[:] = frames
             np.save(temporary / f"traj{counts[kind]}{kind}.npy", array)
             counts[kind] += 1
-        os.replace(temporary, folder)
-    except OSError as error:
-        if disk_is_full(error):
-            raise UserError(f"{folder}: expected room to write it, found a full disk") from None
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return sum(counts.values())
 
 

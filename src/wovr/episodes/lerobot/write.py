@@ -10,8 +10,6 @@ Legend: T env steps, N = T + 1 samples, A action dims, S state size; H W height 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from wovr.core.checkpoint import disk_is_full
+from wovr.core.checkpoint import new_folder
 from wovr.core.errors import UserError
 from wovr.core.types import Episode, Frames, no_motion
 from wovr.episodes.lerobot.files import CHUNKS_SIZE, FilesV2, FilesV3
@@ -62,21 +60,8 @@ def write_lerobot(
     """
     if folder.exists():
         raise UserError(f"{folder}: expected a folder that does not exist yet, found one")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
-    try:
+    with new_folder(folder) as temporary:
         _write(temporary, episodes, version, fps, robot, states)
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                with path.open("rb+") as file:
-                    os.fsync(file.fileno())
-        temporary.rename(folder)
-    except OSError as error:
-        if disk_is_full(error):
-            raise UserError(f"{folder}: expected room to write it, found a full disk") from None
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write(folder: Path, episodes: Iterable[Episode], version: Version, fps: int, robot: str, states: bool) -> None:
