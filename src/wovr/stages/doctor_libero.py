@@ -15,8 +15,6 @@ from wovr.stages.doctor import Check, from_error, installed_version
 from wovr.stages.experiment import SimulatorConfig
 
 KEPT = "~/.cache/libero/assets"
-INSTALL = "pip install 'wovr[libero-runtime]' && pip install --no-deps hf-libero==0.1.4"
-"""As `make test` does: the extra `libero` brings a torchvision along, which may be one that does not load."""
 
 
 def check_libero(simulator: SimulatorConfig) -> list[Check]:
@@ -33,13 +31,13 @@ def _package(needed: bool) -> Check:
     try:
         found = install.find_package()
     except UserError as error:
-        return Check("LIBERO", problem=from_error("LIBERO", error).problem, mend=INSTALL, needed=needed)
+        return Check("LIBERO", problem=from_error("LIBERO", error).problem, mend=install.INSTALL, needed=needed)
     return Check("LIBERO", f"hf-libero {installed_version('hf-libero') or ''}, {found}", needed=needed)
 
 
 def _gl(config: LiberoConfig, needed: bool) -> Check:
     if installed_version("mujoco") is None:
-        return Check("GL", problem="cannot be tried without mujoco", mend=INSTALL, needed=needed)
+        return Check("GL", problem="cannot be tried without mujoco", mend=install.INSTALL, needed=needed)
     try:
         return Check("GL", f"{install.working_gl(config.gl)} renders without a display", needed=needed)
     except UserError as error:

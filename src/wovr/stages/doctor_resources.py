@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from wovr.core.errors import UserError
+from wovr.core.run import MANIFEST
 from wovr.stages.doctor import GB, Check, from_error
 from wovr.stages.experiment import Experiment
 from wovr.stages.plan import Plan, make_plan
@@ -63,9 +64,7 @@ def check_run_folder(run: Path) -> Check:
     """Whether it can be written, or made."""
     place = existing(run)
     if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
-        return Check(
-            "run folder", f"{run}, " + ("to be continued" if (run / "manifest.json").exists() else "can be made")
-        )
+        return Check("run folder", f"{run}, " + ("to be continued" if (run / MANIFEST).exists() else "can be made"))
     return Check("run folder", problem=f"expected to write {run}, found {place} closed", mend="--run PATH")
 
 

@@ -6,7 +6,7 @@ episodes: imagined success, which is worth as much as the replay of these episod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from wovr.imagine.load import DIT, REWARD, WORLD_CODEC, load_reward, load_world_
 from wovr.imagine.rollout import rollout
 from wovr.imagine.world import ImaginedWorld
 from wovr.kir.mine import first_frame_start
-from wovr.metrics.success import Rate, paired_difference
+from wovr.metrics.success import PairedDifference, Rate, paired_difference
 from wovr.policy.base import Policy
 from wovr.stages.data import held_out_names
 from wovr.stages.experiment import Workplace
@@ -50,19 +50,26 @@ def run(place: Workplace) -> dict[str, Any]:
         policies["pace"] = refined
     recorded = isinstance(place.experiment.simulator, RecordedConfig)
     summary: dict[str, Any] = {"world": IMAGINED if recorded else TRUE}
-    outcomes: dict[str, dict[Key, bool]] = {}
+    measured: dict[str, list[dict[str, Any]]] = {}
     with _imagined(place) if recorded else _true(place) as judge:
         for name, path in policies.items():
-            episodes = judge(load_policy(path), name)
-            found = _found(name, summary["world"], episodes)
+            measured[name] = judge(load_policy(path), name)
+            found = _found(name, summary["world"], measured[name])
             write_json(place.run.folder("eval") / f"{name}.json", found)
-            outcomes[name] = {(e["task_id"], e["init_id"], e["repeat"]): e["success"] for e in episodes}
             summary[name] = found["success"]
-            common = [key for key in outcomes[name] if key in outcomes["base"]]
-            if name != "base" and common:
-                paired = paired_difference(*([outcomes[one][key] for key in common] for one in ("base", name)))
-                summary[f"{name}_minus_base"] = {"difference": paired.difference, "ci95": list(paired.ci95)}
+            difference = paired(measured["base"], measured[name])
+            if name != "base" and difference:
+                summary[f"{name}_minus_base"] = {"difference": difference.difference, "ci95": list(difference.ci95)}
     return summary
+
+
+def paired(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> PairedDifference | None:
+    """b against a over the episodes that both have, None where they share none."""
+    success_a, success_b = ({(e["task_id"], e["init_id"], e["repeat"]): e["success"] for e in one} for one in (a, b))
+    common = [key for key in success_a if key in success_b]
+    if not common:
+        return None
+    return paired_difference([success_a[key] for key in common], [success_b[key] for key in common])
 
 
 def _found(name: str, world: str, episodes: list[dict[str, Any]]) -> dict[str, Any]:

@@ -27,10 +27,9 @@ from wovr.core.log import read_records
 from wovr.core.run import RunFolder
 from wovr.imagine.load import BANK
 from wovr.kir.bank import KeyframeBank
-from wovr.metrics.success import paired_difference
 from wovr.stages import hallucination, world_model_eval, world_model_table
 from wovr.stages.curves import curves
-from wovr.stages.evaluate import TRUE
+from wovr.stages.evaluate import TRUE, paired
 from wovr.stages.experiment import Workplace
 from wovr.stages.pictures import animation, data_uri, png, strip
 from wovr.stages.pipeline import duration
@@ -131,16 +130,11 @@ def _evaluation(run: Path) -> dict[str, dict[str, Any]]:
 
 def _paired(evaluation: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """{"b_minus_a": paired difference} of every two policies, over the episodes that both have."""
-    outcomes = {
-        name: {(e["task_id"], e["init_id"], e["repeat"]): e["success"] for e in found["episodes"]}
-        for name, found in evaluation.items()
-    }
-    names = list(outcomes)
+    names = list(evaluation)
     pairs = {}
     for a, b in ((a, b) for i, a in enumerate(names) for b in names[i + 1 :]):
-        common = [key for key in outcomes[a] if key in outcomes[b]]
-        if common:
-            difference = paired_difference([outcomes[a][key] for key in common], [outcomes[b][key] for key in common])
+        difference = paired(evaluation[a]["episodes"], evaluation[b]["episodes"])
+        if difference:
             pairs[f"{b}_minus_{a}"] = difference.to_dict()
     return pairs
 

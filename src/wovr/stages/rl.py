@@ -95,7 +95,7 @@ def _in_imagination(place: Workplace, folder: Path) -> Roll:
         starts = draw_starts(bank, config.groups, config.starts, seed=experiment.seed, update=number)
         longest = config.horizon or world.horizon
         limits = [config.keyframe_steps if start.reason != FIRST_FRAME else longest for start in starts]
-        return _rollout(place, world, policy, starts, number, limits)
+        return _rollout(place, world, policy, starts, number, limits, config.rollout_batch)
 
     return roll
 
@@ -107,7 +107,7 @@ def _in_simulator(place: Workplace, simulator: Simulator, name: str) -> Roll:
 
     def roll(policy: SmallVLA, number: int) -> RolloutBatch:
         starts = training_starts(simulator, range(config.groups), number * config.groups)
-        batch = _rollout(place, world, policy, starts, number, None, at_once=simulator.max_batch)
+        batch = _rollout(place, world, policy, starts, number, None, min(config.rollout_batch, simulator.max_batch))
         lost = int(batch.lost_N.sum())
         place.run.add_rollouts(
             "online",
@@ -136,8 +136,7 @@ def _rollout(
     starts: Sequence[Any],
     number: int,
     limits: list[int] | None,
-    *,
-    at_once: int | None = None,
+    batch_size: int,
 ) -> RolloutBatch:
     config = place.experiment.rl
     return rollout(
@@ -147,7 +146,7 @@ def _rollout(
         seed=place.experiment.seed,
         number=number,
         group_size=config.update.grpo.group_size,
-        batch_size=min(config.rollout_batch, at_once or config.rollout_batch),
+        batch_size=batch_size,
         temperature=config.update.temperature,
         correlation=config.update.correlation,
         limits=limits,

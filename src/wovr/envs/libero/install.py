@@ -21,6 +21,7 @@ import yaml
 from wovr.core.errors import UserError
 
 INSTALL = "pip install 'wovr[libero-runtime]' && pip install --no-deps hf-libero==0.1.4"
+"""As `make test` does: the extra `libero` brings a torchvision along, which may be one that does not load."""
 FOLDERS = ("articulated_objects", "scenes", "stable_hope_objects", "stable_scanned_objects", "turbosquid_objects")
 ASSETS_VARIABLE = "WOVR_LIBERO_ASSETS"
 HUB_REPOSITORY = "lerobot/libero-assets"
