@@ -154,3 +154,14 @@ def test_closing_follows_an_error_too(toy, tmp_path, losing, monkeypatch):
     with pytest.raises(AttributeError):
         run(experiment, tmp_path, "collect")
     assert made[0].closed
+
+
+def test_episodes_brought_from_elsewhere_count_and_are_gone_on_from(toy, tmp_path, losing):
+    experiment = toy("collect.episodes=4", "collect.shard=4")
+    run(experiment, tmp_path, "sft")
+    store = EpisodeStore(tmp_path / "episodes")
+    shown = store.read(store.names[0])
+    store.append([replace(shown, purpose="collect", task_id=task, init_id=init) for task, init in ((9, 60), (1, 0))])
+    losing()
+    run(experiment, tmp_path, "collect")
+    assert collected(tmp_path) == [(9, 60), (1, 0), (0, 50), (1, 50)]

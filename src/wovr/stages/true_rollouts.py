@@ -82,12 +82,13 @@ def collect_episodes(place: Workplace, policy: Policy, count: int, *, purpose: s
 
 
 def _tried(store: EpisodeStore, simulator: Simulator, purpose: str, first_init: int) -> int:
-    """How many of `training_starts` the stored episodes of `purpose` reach: lost ones have none."""
+    """How many of `training_starts` the stored episodes of `purpose` reach: lost ones have none, and those that
+    `wovr convert` brought are none of them."""
     tasks = [task.task_id for task in simulator.tasks]
     infos = [store.info(name) for name in names_of(store, purpose)]
     base = simulator.num_initial_states + first_init
-    places = [(info.init_id - base) * len(tasks) + tasks.index(info.task_id) for info in infos]
-    return max(places, default=-1) + 1
+    own = [info for info in infos if info.task_id in tasks and info.init_id >= base]
+    return max((1 + (info.init_id - base) * len(tasks) + tasks.index(info.task_id) for info in own), default=0)
 
 
 def count_recorded(place: Workplace, purpose: str) -> None:
