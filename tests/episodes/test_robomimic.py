@@ -147,6 +147,59 @@ def test_what_we_write_comes_back_exactly_and_looks_like_liberos(tmp_path: Path)
         assert demo["rewards"][:].tolist() == [0, 0, 0, 0, 1, 0] and demo["dones"][:].tolist() == [0, 0, 0, 0, 0, 1]
 
 
+FELT = np.random.default_rng(9).normal(size=(STEPS + 1, 8)).astype(np.float32)
+
+
+def feel(path: Path, *, group: str = "obs", rows: slice, names: tuple[str, ...] = ("ee_pos", "ee_ori")) -> None:
+    """Add LIBERO's proprioception, in double precision as its files have it."""
+    parts = {"ee_pos": FELT[:, :3], "ee_ori": FELT[:, 3:6], "ee_states": FELT[:, :6], "gripper_states": FELT[:, 6:]}
+    with h5py.File(path, "r+") as file:
+        demo = file["data/demo_0"]
+        demo.pop(f"{group}/ee_states", None)
+        for name in (*names, "gripper_states"):
+            demo[f"{group}/{name}"] = parts[name][rows].astype(np.float64)
+
+
+@pytest.mark.parametrize("names", [("ee_pos", "ee_ori"), ("ee_states",)])
+def test_proprioception_goes_with_the_frame_that_it_was_observed_with(tmp_path: Path, names: tuple[str, ...]) -> None:
+    own, again, lift = tmp_path / f"{TASK}_demo.hdf5", tmp_path / "b" / f"{TASK}_demo.hdf5", tmp_path / "lift.hdf5"
+    write_libero_own(own, [4])
+    write_regenerated(again, 4)
+    write_robomimic(lift, 4, next_obs=True)
+    assert next(read_robomimic(own)).proprio_TP is None, "fingers are missing"
+    feel(own, rows=slice(1, None), names=names)
+    feel(again, rows=slice(0, -1), names=names)
+    np.testing.assert_array_equal(next(read_robomimic(own)).proprio_TP, FELT[1:])
+    np.testing.assert_array_equal(next(read_robomimic(again)).proprio_TP, FELT[:-1])
+    assert next(read_robomimic(own)).proprio_TP.dtype == np.float32
+    feel(lift, rows=slice(0, -1), names=names)
+    assert next(read_robomimic(lift, instruction="lift")).proprio_TP is None, "the last frame's is missing"
+    feel(lift, group="next_obs", rows=slice(1, None), names=names)
+    np.testing.assert_array_equal(next(read_robomimic(lift, instruction="lift")).proprio_TP, FELT)
+    change(own, "data/demo_0/obs/gripper_states", FELT[:2, 6:])
+    with pytest.raises(UserError, match="gripper_states: expected 6 rows, as many as actions, found 2"):
+        next(read_robomimic(own))
+
+
+@pytest.mark.parametrize(("suite", "size"), [("libero_goal", 8), ("libero_goal", 3), ("kitchen", 8), ("kitchen", 1)])
+def test_proprioception_that_we_write_comes_back_exactly(tmp_path: Path, suite: str, size: int) -> None:
+    whole = replace(make_episode(0, suite=suite), proprio_TP=np.tile(FELT, 2)[:, :size].copy())
+    still = replace(make_episode(2, steps=0, suite=suite), proprio_TP=whole.proprio_TP[:1])
+    write_libero(tmp_path / "files", [whole, still, make_episode(3, suite=suite)])
+    (path,) = (tmp_path / "files").iterdir()
+    for found, episode in zip(read_robomimic(path), (whole, still, make_episode(3, suite=suite)), strict=True):
+        assert_same(found, episode)
+    with h5py.File(path) as file:
+        obs = file["data/demo_0/obs"]
+        if (suite, size) == ("libero_goal", 8):
+            np.testing.assert_array_equal(obs["ee_ori"][:], FELT[:-1, 3:6])
+            assert (obs["ee_pos"].shape, obs["gripper_states"].shape) == ((STEPS, 3), (STEPS, 2))
+        assert ("proprio" in obs) == ((suite, size) != ("libero_goal", 8)), "LIBERO's names are for LIBERO's robot"
+    EpisodeStore(tmp_path / "store").append([whole, still])
+    for found, episode in zip(read_robomimic(tmp_path / "store" / "shard_00000.hdf5"), (whole, still), strict=True):
+        assert_same(found, episode)
+
+
 def test_tasks_of_the_same_words_have_files_of_their_own(tmp_path: Path) -> None:
     twins = [make_episode(0, instruction="close it", task_id=task) for task in (0, 1)]
     write_libero(tmp_path / "out", twins)

@@ -60,6 +60,21 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
         assert (info.length, info.success, info.seed) == (len(episode), episode.success, episode.seed)
 
 
+def test_proprioception_is_kept_where_there_is_some(tmp_path: Path) -> None:
+    felt = np.random.default_rng(0).normal(size=(10, 8)).astype(np.float32)
+    plain, feeling = make_episode(0), replace(make_episode(1), proprio_TP=felt)
+    still = replace(make_episode(2, steps=0), proprio_TP=felt[:1])
+    names = EpisodeStore(tmp_path).append([plain, feeling, still])
+    store = EpisodeStore(tmp_path)
+    for name, episode in zip(names, (plain, feeling, still), strict=True):
+        assert_same(store.read(name), episode)
+        opened = store.open(name).proprio_TP
+        assert np.array_equal(opened, episode.proprio_TP) if opened is not None else episode is plain
+    with h5py.File(tmp_path / "shard_00000.hdf5", locking=False) as file:
+        assert "proprio" not in file["data/demo_0/obs"], "as earlier versions wrote all of theirs"
+        assert file["data/demo_1/obs/proprio"].shape == (10, 8) and file["data/demo_1/obs/proprio"].dtype == np.float32
+
+
 def test_a_second_camera_is_kept_where_there_is_one(tmp_path: Path) -> None:
     plain, seen = make_episode(0), replace(make_episode(1), wrist_THWC=make_episode(2).frames_THWC)
     store = EpisodeStore(tmp_path)

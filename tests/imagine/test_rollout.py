@@ -1,10 +1,20 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from tests.imagine.worlds import IMAGE, A, FakePolicy, H, make_start, make_starts, make_world
+from tests.imagine.worlds import (
+    A,
+    FakePolicy,
+    FeelingPolicy,
+    H,
+    ScriptedSimulator,
+    make_start,
+    make_starts,
+    make_world,
+)
 from wovr.core.errors import UserError
-from wovr.core.types import SimulatorStart, Task
-from wovr.envs.base import Observation
+from wovr.core.types import SimulatorStart
 from wovr.envs.chunked import ChunkedSimulator, TrajectoryKey
 from wovr.imagine.rollout import rollout
 from wovr.metrics.success import first_success
@@ -130,42 +140,6 @@ def test_a_policy_of_another_chunk_length_is_refused(starts):
         rollout(make_world(), policy, starts, seed=1)
 
 
-class ScriptedSimulator:
-    """Success is on at given steps; a frame shows the number of its step. Counts the env steps it computes.
-
-    Environment `loses[0]` is lost at its step `loses[1]`.
-    """
-
-    suite, image_size, action_dim, horizon, num_initial_states, max_batch = "scripted", IMAGE, A, 24, 5, 8
-    tasks = (Task(0, "never", "never"), Task(1, "at nine", "at nine"))
-
-    def __init__(self, loses=(-1, -1)):
-        self.computed = self.rendered = 0
-        self.loses = loses
-
-    def reset(self, starts):
-        self.task_B = np.array([start.task_id for start in starts])
-        self.step_B = np.zeros(len(starts), dtype=np.int64)
-        return self._observe()
-
-    def step(self, actions_BA, active_B=None, *, render=True):
-        assert actions_BA.shape == (len(self.step_B), A)
-        self.computed += int(active_B.sum())
-        self.rendered += int(render)
-        self.step_B += active_B
-        return self._observe()
-
-    def _observe(self):
-        frames = np.zeros((len(self.step_B), IMAGE, IMAGE, 3), np.uint8) + self.step_B[:, None, None, None].astype(
-            np.uint8
-        )
-        success = (self.task_B == 1) & (self.step_B == 10)
-        lost = (np.arange(len(self.step_B)) == self.loses[0]) & (self.step_B >= self.loses[1])
-        return Observation(frames, success, self.step_B[:, None].astype(np.float64), lost, frames + 1)
-
-    def close(self): ...
-
-
 def test_the_true_simulator_goes_the_same_way():
     simulator = ScriptedSimulator()
     starts = [SimulatorStart(1, 0), SimulatorStart(0, 0), SimulatorStart(1, 1)]
@@ -176,6 +150,8 @@ def test_the_true_simulator_goes_the_same_way():
     assert batch.recordings[0].states_TS[:, 0].tolist() == list(range(17))
     assert batch.recordings[1].frames_THWC[:, 0, 0, 0].tolist() == list(range(25))
     assert batch.recordings[1].wrist_THWC[:, 0, 0, 0].tolist() == list(range(1, 26))
+    assert batch.recordings[1].proprio_TP.tolist() == [[step, step / 2] for step in range(25)]
+    assert batch.wrist_NCHWC is None is batch.proprio_NCP, "the policy asked for neither"
     assert not batch.lost_N.any()
 
 
@@ -192,6 +168,55 @@ def test_a_lost_environment_ends_its_trajectory_alone():
     batch = rollout(ChunkedSimulator(simulator, H), FakePolicy(), starts, seed=1)
     assert batch.lost_N.tolist() == [False, True, False]
     assert batch.steps_N.tolist() == [24, 16, 24] and simulator.computed == 64
+
+
+@pytest.mark.parametrize("every_frame", [True, False])
+@pytest.mark.parametrize(("views", "proprio_dim"), [(2, 2), (2, 0), (1, 2)])
+def test_a_policy_is_shown_what_it_asks_for_and_no_more(views, proprio_dim, every_frame):
+    """`FeelingPolicy` checks at every chunk that all it is shown is of one moment, also past those that ended."""
+    starts = [SimulatorStart(1, 0), SimulatorStart(0, 0), SimulatorStart(1, 1)]
+    policy = FeelingPolicy(views, proprio_dim)
+    world = ChunkedSimulator(ScriptedSimulator(), H, every_frame=every_frame)
+    batch = rollout(world, policy, starts, seed=1, batch_size=2)
+    assert policy.steps == [0, 0, 8, 8, 16] + [0, 8], "the first and second, then the third alone"
+    if views == 2:
+        assert batch.wrist_NCHWC[:, :, 0, 0, 0].tolist() == [[1, 9, 0], [1, 9, 17], [1, 9, 0]]
+    if proprio_dim:
+        assert batch.proprio_NCP[:, :, 1].tolist() == [[0, 4, 0], [0, 4, 8], [0, 4, 0]]
+        assert batch.proprio_NCP.dtype == np.float32
+    assert (batch.wrist_NCHWC is None) == (views == 1) and (batch.proprio_NCP is None) == (not proprio_dim)
+    part = batch.select(np.array([False, True, True]))
+    for name in ("frames_NCHWC", "wrist_NCHWC", "proprio_NCP"):
+        whole = getattr(batch, name)
+        assert np.array_equal(getattr(part, name), whole if whole is None else whole[1:]), name
+    plain = rollout(ChunkedSimulator(ScriptedSimulator(), H), FakePolicy(), starts, seed=1, greedy=True)
+    other = rollout(
+        ChunkedSimulator(ScriptedSimulator(), H), FeelingPolicy(views, proprio_dim), starts, seed=1, greedy=True
+    )
+    assert np.array_equal(plain.actions_NTA, other.actions_NTA)
+
+
+@pytest.mark.parametrize(
+    ("views", "proprio_dim", "imagined", "simulated"),
+    [
+        (2, 0, r"camera at the hand \(views: 2\), found imagination", r"found a simulator .*simulator\.wrist=true"),
+        (1, 8, r"tells 8 numbers of proprioception .*, found imagination", "found a simulator that tells 0"),
+    ],
+)
+def test_a_policy_that_asks_for_more_than_a_world_shows_is_refused(starts, views, proprio_dim, imagined, simulated):
+    policy, bare = FeelingPolicy(views, proprio_dim), ScriptedSimulator()
+    with pytest.raises(UserError, match=imagined):
+        rollout(make_world(), policy, starts, seed=1)
+    observe = bare._observe
+    bare._observe = lambda: replace(observe(), wrist_BHWC=None, proprio_BP=None)
+    with pytest.raises(UserError, match=simulated):
+        rollout(ChunkedSimulator(bare, H), policy, [SimulatorStart(0, 0)], seed=1)
+    assert not policy.steps and not bare.computed, "before anything runs"
+
+
+def test_a_policy_that_asks_for_other_proprioception_is_refused():
+    with pytest.raises(UserError, match=r"tells 8 numbers .*, found a simulator that tells 2"):
+        rollout(ChunkedSimulator(ScriptedSimulator(), H), FeelingPolicy(1, 8), [SimulatorStart(0, 0)], seed=1)
 
 
 def test_a_task_that_the_suite_lacks_is_named():

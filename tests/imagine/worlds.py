@@ -4,9 +4,10 @@ import numpy as np
 import torch
 from einops import rearrange, reduce, repeat
 
-from wovr.core.types import StartState, no_motion
+from wovr.core.types import StartState, Task, no_motion
 from wovr.dit.context import ContextConfig, layout
 from wovr.dit.model import ActionDiT, DiTConfig
+from wovr.envs.base import Observation
 from wovr.flow.schedule import FlowConfig
 from wovr.imagine.world import ImaginedWorld
 from wovr.imagine.world_model import WorldModel
@@ -54,6 +55,7 @@ class FakePolicy:
     """Tokens are the uniforms in tenths; actions depend on them and on the frame. Counts what it acts on."""
 
     chunk_length, action_dim = H, A
+    views, proprio_dim = 1, 0
 
     def __init__(self):
         self.acted = []
@@ -66,6 +68,65 @@ class FakePolicy:
         bright_B11 = torch.from_numpy(frames_BHWC).float().mean(dim=(1, 2, 3))[:, None, None] / 255
         actions = rearrange(uniforms_BK, "B (H A) -> B H A", H=H) * 2 - 1 + bright_B11
         return PolicyBatch(actions.clamp(-1, 1).numpy(), (10 * uniforms_BK).long(), uniforms_BK.clamp_min(1e-6).log())
+
+
+class FeelingPolicy(FakePolicy):
+    """Looks through `views` cameras and asks for `proprio_dim` numbers of a `ScriptedSimulator`; fails where what it
+    is shown is not of one moment, or not what it asks for. `steps` are the numbers that it saw."""
+
+    def __init__(self, views, proprio_dim):
+        super().__init__()
+        self.views, self.proprio_dim, self.steps = views, proprio_dim, []
+
+    def act(self, frames_BHWC, instructions, **rest):
+        step_B = frames_BHWC[:, 0, 0, 0].astype(int)
+        assert ("wrist_BHWC" in rest, "proprio_BP" in rest) == (self.views == 2, self.proprio_dim > 0)
+        if self.views == 2:
+            assert np.array_equal(rest.pop("wrist_BHWC"), frames_BHWC + 1)
+        if self.proprio_dim:
+            assert np.array_equal(rest.pop("proprio_BP"), np.stack([step_B, step_B / 2], axis=1))
+        self.steps += step_B.tolist()
+        return super().act(frames_BHWC, instructions, **rest)
+
+
+class ScriptedSimulator:
+    """Success is on at given steps; a frame shows the number of its step. Counts the env steps it computes.
+
+    The wrist view shows one more, and the robot feels the number and its half. Environment `loses[0]` is lost at its
+    step `loses[1]`.
+    """
+
+    suite, image_size, action_dim, horizon, num_initial_states, max_batch = "scripted", IMAGE, A, 24, 5, 8
+    tasks = (Task(0, "never", "never"), Task(1, "at nine", "at nine"))
+
+    def __init__(self, loses=(-1, -1)):
+        self.computed = self.rendered = 0
+        self.loses = loses
+
+    def reset(self, starts):
+        self.task_B = np.array([start.task_id for start in starts])
+        self.step_B = np.zeros(len(starts), dtype=np.int64)
+        return self._observe()
+
+    def step(self, actions_BA, active_B=None, *, render=True):
+        assert actions_BA.shape == (len(self.step_B), A)
+        self.computed += int(active_B.sum())
+        self.rendered += int(render)
+        self.step_B += active_B
+        return self._observe()
+
+    def _observe(self):
+        frames = np.zeros((len(self.step_B), IMAGE, IMAGE, 3), np.uint8) + self.step_B[:, None, None, None].astype(
+            np.uint8
+        )
+        success = (self.task_B == 1) & (self.step_B == 10)
+        lost = (np.arange(len(self.step_B)) == self.loses[0]) & (self.step_B >= self.loses[1])
+        felt = self.step_B[:, None] * np.array([1, 0.5], np.float32)
+        return Observation(
+            frames, success, self.step_B[:, None].astype(np.float64), lost, frames + 1, felt.astype(np.float32)
+        )
+
+    def close(self): ...
 
 
 def make_dit(context=None, seed=0):

@@ -20,6 +20,7 @@ pytestmark = [
 ]
 LIBERO = (
     "simulator={kind: libero, tasks: [put_the_bowl_on_the_plate], image_size: 64, horizon: 72, workers: 2}",
+    "simulator.wrist=true",
     "policy={action_low: [-1, -1, -1, -1, -1, -1, -1], action_high: [1, 1, 1, 1, 1, 1, 1]}",
     "sft.demonstrations=1",
     "sft.skill=1.0",
@@ -51,6 +52,12 @@ def test_a_killed_worker_costs_its_episode_alone(toy, tmp_path, monkeypatch):
     assert collected == [(50, "collect"), (52, "collect"), (53, "collect")], "51 was lost, and another made up for it"
     episode = store.read(store.names[1])
     assert episode.frames_THWC.shape == (73, 64, 64, 3) and np.isfinite(episode.states_TS).all()
+    shown = store.read(store.names[0])
+    for one in (shown, episode):
+        assert one.proprio_TP.shape == (len(one) + 1, 8) and one.wrist_THWC.shape == one.frames_THWC.shape
+        # States begin with time and the arm's seven joints, which the fingers' two follow.
+        np.testing.assert_allclose(one.proprio_TP[:, 6:], one.states_TS[:, 8:10], atol=2e-3)
+    assert np.ptp(shown.proprio_TP[:, :3], axis=0).max() > 0.1, "the hand travels, metres"
     lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     assert [(line["key"], line["episodes"], line.get("lost", 0)) for line in lines[1:]] == [
         ("collect/0", 1, 1),

@@ -1,7 +1,7 @@
 """What crosses the borders between subpackages.
 
 Shape legend: B batch, T env steps, H chunk length, A action dims, K action tokens per step of the
-policy's output, S simulator state size; images are height x width x 3, uint8 in [0, 255].
+policy's output, S simulator state size, P numbers of proprioception; images are height x width x 3, uint8 in [0, 255].
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ class Episode:
     """The ledger line that this rollout belongs to, for example `collect` or `refine-1`."""
     wrist_THWC: Video | None = None
     """(T + 1, height, width, 3) from the camera at the hand, where there is one."""
+    proprio_TP: NDArray[np.float32] | None = None
+    """(T + 1, P), what the robot feels of itself (see `wovr.envs.base.Observation`), where that is known."""
 
     def __post_init__(self) -> None:
         steps = len(self.actions_TA)
@@ -76,6 +78,9 @@ class Episode:
         assert len(self.frames_THWC) == steps + 1 == len(self.states_TS), "one frame and state more than actions"
         assert self.success_T.shape == (steps,) and self.success_T.dtype == np.bool_
         assert self.wrist_THWC is None or (len(self.wrist_THWC) == steps + 1 and self.wrist_THWC.dtype == np.uint8)
+        proprio_TP = self.proprio_TP
+        assert proprio_TP is None or (proprio_TP.ndim == 2 and proprio_TP.dtype == np.float32)
+        assert proprio_TP is None or len(proprio_TP) == steps + 1
 
     def __len__(self) -> int:
         return len(self.actions_TA)

@@ -1,4 +1,7 @@
-"""The simulator protocol: what a true environment offers to the stages."""
+"""The simulator protocol: what a true environment offers to the stages.
+
+Legend: B environments, A action dims, S simulator state size, P numbers of proprioception.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,8 @@ class Observation:
     """Whether the environment was lost with its process: what it shows means nothing until the next reset."""
     wrist_BHWC: Frames | None = None
     """What the camera at the hand sees, where it was asked for."""
+    proprio_BP: NDArray[np.float32] | None = None
+    """What the robot feels of itself now, where the simulator tells it; its numbers and units are the simulator's."""
 
 
 class Simulator(Protocol):

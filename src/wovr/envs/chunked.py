@@ -3,8 +3,8 @@
 A `ChunkWorld` is the common core of imagination and simulation. It judges single frames and leaves horizon and
 success to who drives it: `wovr.imagine.rollout`, or the gymnasium environment in `wovr.imagine.env`.
 
-Legend: B trajectories that run, T frames, H chunk length, A action dims, S simulator state size;
-images are height x width x 3.
+Legend: B trajectories that run, T frames, H chunk length, A action dims, S simulator state size,
+P numbers of proprioception; images are height x width x 3.
 """
 
 from __future__ import annotations
@@ -52,19 +52,30 @@ class Chunk:
     """Whether the trajectory's environment was lost: it ends here, and is no trajectory of the policy."""
     wrist_BTHWC: Frames | None = None
     """What the camera at the hand sees, where there is one."""
+    proprio_BTP: NDArray[np.float32] | None = None
+    """What the robot feels of itself, as in `Observation`, where that is known."""
 
     def select(self, rows: Rows) -> Chunk:
         """These trajectories alone, in this order."""
-        wrist = None if self.wrist_BTHWC is None else self.wrist_BTHWC[rows]
         return Chunk(
-            self.frames_BTHWC[rows], self.probability_BT[rows], self.states_BTS[rows], self.lost_B[rows], wrist
+            self.frames_BTHWC[rows],
+            self.probability_BT[rows],
+            self.states_BTS[rows],
+            self.lost_B[rows],
+            None if self.wrist_BTHWC is None else self.wrist_BTHWC[rows],
+            None if self.proprio_BTP is None else self.proprio_BTP[rows],
         )
 
     def first(self, steps: int) -> Chunk:
         """The first frames alone."""
-        wrist = None if self.wrist_BTHWC is None else self.wrist_BTHWC[:, :steps]
-        frames, probability, states = self.frames_BTHWC, self.probability_BT, self.states_BTS
-        return Chunk(frames[:, :steps], probability[:, :steps], states[:, :steps], self.lost_B, wrist)
+        return Chunk(
+            self.frames_BTHWC[:, :steps],
+            self.probability_BT[:, :steps],
+            self.states_BTS[:, :steps],
+            self.lost_B,
+            None if self.wrist_BTHWC is None else self.wrist_BTHWC[:, :steps],
+            None if self.proprio_BTP is None else self.proprio_BTP[:, :steps],
+        )
 
 
 class ChunkWorld(Protocol[StartT]):
@@ -144,10 +155,12 @@ class ChunkedSimulator:
         rows_B = self._rows_B
         shown = observations if self.every_frame else [observations[-1]] * len(observations)
         wrist = [observation.wrist_BHWC[rows_B] for observation in shown if observation.wrist_BHWC is not None]
+        proprio = [seen.proprio_BP[rows_B] for seen in observations if seen.proprio_BP is not None]
         return Chunk(
             np.stack([observation.frames_BHWC[rows_B] for observation in shown], axis=1),
             np.stack([observation.success_B[rows_B] for observation in observations], axis=1).astype(np.float32),
             np.stack([observation.states_BS[rows_B] for observation in observations], axis=1),
             observations[-1].lost_B[rows_B],
             np.stack(wrist, axis=1) if wrist else None,
+            np.stack(proprio, axis=1) if proprio else None,
         )

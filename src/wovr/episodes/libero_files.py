@@ -1,6 +1,6 @@
 """LIBERO's demonstration files: what they are called, and how they are written. `wovr.episodes.robomimic` reads them.
 
-Legend: T env steps, F = T + 1 frames; H W height and width.
+Legend: T env steps, F = T + 1 frames, P numbers of proprioception; H W height and width.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ from wovr.episodes.libero_names import SUITE, libero_task_names, task_language
 
 CAMERA, WRIST = "agentview_rgb", "eye_in_hand_rgb"
 """Keys under `obs`."""
+HAND = {"ee_pos": slice(0, 3), "ee_ori": slice(3, 6), "gripper_states": slice(6, 8)}
+"""Likewise, and which numbers of LIBERO's proprioception they hold: position, axis-angle orientation, fingers."""
+PROPRIO = "proprio"
+"""Likewise, all numbers of another robot's, and of every one in the store."""
 ORIGIN = ("instruction", "suite", "task_id", "init_id", "policy", "seed", "purpose")
 """Fields of Episode that are attributes of a demonstration in our files."""
 PACKING: dict[str, Any] = {"compression": "gzip", "compression_opts": 1}
@@ -31,8 +35,9 @@ def write_libero(folder: Path, episodes: Iterable[Episode]) -> int:
     """Write a folder of `{task}_demo.hdf5`, one per task, and return how many episodes there were.
 
     N = T samples, pictures turned back to LIBERO's convention, and attributes as LIBERO's files have them. Frame i is
-    the one that action i was taken at, as every reader takes it. The last frame and state, and what else we know of
-    an episode, stand beside (`final_obs`, `final_state`, attributes), where other readers do not look.
+    the one that action i was taken at, as every reader takes it, and so is proprioception. The last frame and state,
+    and what else we know of an episode, stand beside (`final_obs`, `final_state`, attributes), where other readers do
+    not look.
 
     The folder must not exist or be empty; it appears by rename. UserError where it is not, or the disk is full.
     """
@@ -87,6 +92,8 @@ def _write_demo(data: h5py.Group, episode: Episode) -> None:
         if frames_THWC is not None:
             turned = frames_THWC[:][:, ::-1, ::-1]
             arrays |= {f"obs/{camera}": turned[:steps], f"final_obs/{camera}": turned[steps:]}
+    for key, values_TP in _proprio(episode).items():
+        arrays |= {f"obs/{key}": values_TP[:steps], f"final_obs/{key}": values_TP[steps:]}
     for name, array in arrays.items():
         packing = {"chunks": (1, *array.shape[1:]), **PACKING} if array.ndim == 4 and array.size else {}
         demo.create_dataset(name, data=array, **packing)
@@ -95,3 +102,12 @@ def _write_demo(data: h5py.Group, episode: Episode) -> None:
         demo.attrs["init_state"] = episode.states_TS[0]
     data.attrs["num_demos"] += 1
     data.attrs["total"] += steps
+
+
+def _proprio(episode: Episode) -> dict[str, NDArray[np.float32]]:
+    """Proprioception by keys under `obs`: LIBERO's where it is LIBERO's robot."""
+    if episode.proprio_TP is None:
+        return {}
+    if SUITE.fullmatch(episode.suite) and episode.proprio_TP.shape[1] == 8:
+        return {key: episode.proprio_TP[:, part] for key, part in HAND.items()}
+    return {PROPRIO: episode.proprio_TP}

@@ -3,6 +3,7 @@
     data                          attributes total, env_args, problem_info, ... (JSON)
         demo_0                    attribute num_samples
             obs/CAMERA            (N, height, width, 3) uint8
+            obs/ee_pos, ...       proprioception in LIBERO's files (`PROPRIO`), observed together with the frames
             next_obs/CAMERA       likewise one step later, in some of robomimic's files
             actions, rewards, dones, states    N rows
 
@@ -27,7 +28,8 @@ upright. Actions are the same everywhere: 6 deltas in [-1, 1] of the OSC_POSE co
 file, "Pick the akita black bowl ...", while the benchmark, and so every policy, takes its instruction from the file's
 name: "pick up the black bowl ...". The name goes first here too.
 
-Legend: T env steps, N samples, F = T + 1 frames, A action dims, S state size; H W height and width.
+Legend: T env steps, N samples, F = T + 1 frames, A action dims, S state size, P numbers of proprioception; H W height
+and width.
 """
 
 from __future__ import annotations
@@ -45,13 +47,15 @@ from numpy.typing import NDArray
 from wovr.core.errors import UserError
 from wovr.core.types import Episode
 from wovr.episodes.foreign import Success, resize, success_labels
-from wovr.episodes.libero_files import CAMERA, ORIGIN, WRIST
+from wovr.episodes.libero_files import CAMERA, HAND, ORIGIN, PROPRIO, WRIST
 from wovr.episodes.libero_names import SUITE, libero_task_names, task_language
 from wovr.episodes.video import readable
 
 CAMERAS = (CAMERA, "agentview_image")
 WRISTS = (WRIST, "robot0_eye_in_hand_image")
 """Under `obs`: LIBERO's name and robomimic's."""
+PROPRIOS = ((PROPRIO,), tuple(HAND), ("ee_states", "gripper_states"))
+"""Likewise what is joined to proprioception, the first that is there: ours, LIBERO's, LIBERO's by its other name."""
 
 
 def demo_names(path: Path) -> list[str]:
@@ -166,6 +170,7 @@ class _Demo:
             "actions_TA": actions_TA,
             "success_T": success_labels(success, recorded_T, len(actions_TA), self.place),
             "states_TS": np.zeros((len(frames_FHWC), 0)) if stateless else states_NS,
+            "proprio_TP": self._proprio(n, last),
         }
 
     def _after(self, states_NS: NDArray[np.float64]) -> bool:
@@ -189,6 +194,18 @@ class _Demo:
             found = f"{frames.shape} of {frames.dtype}"
             raise UserError(f"{self.place}: obs/{camera}: expected (N, height, width, 3) of uint8, found {found}")
         return np.ascontiguousarray(frames[:, ::-1, ::-1]) if turned else frames
+
+    def _proprio(self, n: int, last: str | None) -> NDArray[np.float32] | None:
+        """(F, P), None where it does not go with every frame."""
+        groups = ["obs", last] if last else ["obs"]
+        for keys in PROPRIOS:
+            if all(f"{group}/{key}" in self.demo for group in groups for key in keys):
+                parts = [_table(self._rows(f"obs/{key}", n)) for key in keys]
+                if last:
+                    finals = [_table(self._rows(f"{last}/{key}"))[-1:] for key in keys]
+                    parts = [np.concatenate(pair) for pair in zip(parts, finals, strict=True)]
+                return np.concatenate(parts, axis=1).astype(np.float32)
+        return None
 
     def _rows(self, key: str, n: int | None = None) -> NDArray[Any]:
         found = self.demo[key]

@@ -5,6 +5,7 @@
             demo_0                  attributes num_samples, instruction, suite, task_id, ... (`EpisodeInfo`)
                 obs/agentview_rgb   (N, height, width, 3) uint8, in chunks of some rows of four frames
                 obs/eye_in_hand_rgb likewise, where there is a camera at the hand
+                obs/proprio         (N, P) float32, where there is proprioception
                 actions             (N, A) float32
                 rewards             (N,) uint8, 1 where the action led to a frame that meets the task's condition
                 dones               (N,) uint8, 1 at the last sample
@@ -26,7 +27,7 @@ frames takes 8 ms of CPU time instead of 13, a single frame 2 instead of 1. Sens
 makes it 1.4 to 1 either way, 20 ms instead of 15 and 5 instead of 1. Eight frames to a chunk would pack 1.2 to 1.5
 times tighter and cost noise twice as much; zstd would read windows four times as fast, where there is a plugin for it.
 
-Legend: T env steps, N = T + 1 samples, A action dims, S state size; H W height and width.
+Legend: T env steps, N = T + 1 samples, A action dims, S state size, P numbers of proprioception; H W height and width.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from wovr.core.errors import UserError
 from wovr.core.types import Actions, Episode, Frames, Video, no_motion
 from wovr.episodes.video import COMPRESSION, FrameMemory, HDF5Files, StoredVideo, readable, write_hdf5, write_video
 
-FRAMES, WRIST = "obs/agentview_rgb", "obs/eye_in_hand_rgb"
+FRAMES, WRIST, PROPRIO = "obs/agentview_rgb", "obs/eye_in_hand_rgb", "obs/proprio"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +167,10 @@ class EpisodeStore:
         with self._demo(name) as demo:
             frames_THWC, states_TS = video(demo[FRAMES]), demo["states"][:]
             wrist_THWC = video(demo[WRIST]) if WRIST in demo else None
-        return Episode(frames_THWC, actions_TA, success_T, states_TS, wrist_THWC=wrist_THWC, **info)
+            proprio_TP = demo[PROPRIO][:] if PROPRIO in demo else None  # earlier versions stored none
+        return Episode(
+            frames_THWC, actions_TA, success_T, states_TS, wrist_THWC=wrist_THWC, proprio_TP=proprio_TP, **info
+        )
 
     def _path(self, shard: str) -> Path:
         return self.folder / f"{shard}.hdf5"
@@ -211,6 +215,8 @@ def _write_demo(demo: h5py.Group, episode: Episode) -> None:
         "dones": (np.arange(samples) == samples - 1).astype(np.uint8),
         "states": episode.states_TS,
     }
+    if episode.proprio_TP is not None:
+        arrays[PROPRIO] = episode.proprio_TP
     write_video(demo, FRAMES, episode.frames_THWC)
     if episode.wrist_THWC is not None:
         write_video(demo, WRIST, episode.wrist_THWC)

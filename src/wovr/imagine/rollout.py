@@ -3,8 +3,8 @@
 The same function drives imagination and the true simulator. Every random draw is keyed by trajectory and chunk, so
 neither the batch size nor the order of work changes a trajectory.
 
-Legend: N trajectories, C chunks, H chunk length, T env steps, A action dims, K action tokens, S simulator state size;
-images are height x width x 3.
+Legend: N trajectories, B of them that run, C chunks, H chunk length, T env steps, A action dims, K action tokens,
+S simulator state size, P numbers of proprioception; images are height x width x 3.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from wovr.core.errors import UserError
 from wovr.core.seed import normal
 from wovr.core.types import Actions, Frames
 from wovr.envs.chunked import Chunk, ChunkWorld, TrajectoryKey
+from wovr.imagine.view import View, check_view
 from wovr.metrics.success import first_success
 from wovr.policy.base import Policy, PolicyBatch
 from wovr.policy.tokens import correlated_uniforms
@@ -41,15 +42,19 @@ class Recording:
     """(T + 1, S)."""
     wrist_THWC: Frames | None
     """As `frames_THWC`, where there is a camera at the hand."""
+    proprio_TP: NDArray[np.float32] | None
+    """(T + 1, P), where the world tells it."""
 
     @classmethod
     def of(cls, pieces: Sequence[Chunk]) -> Self:
         """From the start and the chunks of one trajectory."""
         wrist = [piece.wrist_BTHWC[0] for piece in pieces if piece.wrist_BTHWC is not None]
+        proprio = [piece.proprio_BTP[0] for piece in pieces if piece.proprio_BTP is not None]
         return cls(
             np.concatenate([piece.frames_BTHWC[0] for piece in pieces]),
             np.concatenate([piece.states_BTS[0] for piece in pieces]),
             np.concatenate(wrist) if wrist else None,
+            np.concatenate(proprio) if proprio else None,
         )
 
 
@@ -77,6 +82,10 @@ class RolloutBatch:
     """Whether the simulator lost the trajectory's environment: what there is of it says nothing of the policy."""
     recordings: list[Recording] = field(default_factory=list)
     """One per trajectory if frames were recorded, else empty."""
+    wrist_NCHWC: Frames | None = None
+    """As `frames_NCHWC`, where the policy looks through the camera at the hand too."""
+    proprio_NCP: NDArray[np.float32] | None = None
+    """What the robot felt of itself then, where the policy asks for it."""
 
     def __len__(self) -> int:
         return len(self.group_N)
@@ -86,7 +95,8 @@ class RolloutBatch:
         kept: dict[str, Any] = {}
         for one in fields(self):
             value = getattr(self, one.name)
-            kept[one.name] = value[rows_N] if isinstance(value, np.ndarray) else list(compress(value, rows_N))
+            if value is not None:
+                kept[one.name] = value[rows_N] if isinstance(value, np.ndarray) else list(compress(value, rows_N))
         return RolloutBatch(**kept)
 
     @property
@@ -115,6 +125,7 @@ def rollout(
     correlation: float = 0.0,
     greedy: bool = False,
     limits: Sequence[int] | None = None,
+    longest: int | None = None,
     record: bool = False,
 ) -> RolloutBatch:
     """Roll the policy out `group_size` times from every start (Eq. 9). Success ends a trajectory.
@@ -132,7 +143,10 @@ def rollout(
         correlation: of the draws of neighbouring steps (see `correlated_uniforms`).
         greedy: take the likeliest tokens instead of sampling.
         limits: env steps of each start's trajectories, whole chunks, where the horizon does not come first.
-        record: keep every frame and simulator state as well.
+        longest: env steps of the longest of all trajectories where ranks share the starts: all return as many steps.
+        record: keep every frame, simulator state and proprioception as well.
+
+    Raises UserError where the policy asks for other actions or views than the world has.
     """
     H = world.chunk_length
     if (policy.chunk_length, policy.action_dim) != (H, world.action_dim):
@@ -143,29 +157,39 @@ def rollout(
     limit_P = np.minimum(world.horizon, world.horizon if limits is None else np.asarray(limits, dtype=np.int64))
     limit_N = np.repeat(np.broadcast_to(limit_P, len(starts)), group_size)
     trajectory_N = first_group * group_size + np.arange(len(starts) * group_size)
-    log = _Log(limit_N, world, record)
+    horizon = int(limit_N.max()) if longest is None else min(longest, world.horizon)
+    log = _Log(limit_N, horizon, world, record)
     for first in range(0, len(trajectory_N), batch_size):
         rows_B = np.arange(first, min(first + batch_size, len(trajectory_N)))
         keys = [TrajectoryKey(seed, number, int(n), world=int(n) // group_size) for n in trajectory_N[rows_B]]
         starts_B = [starts[int(row) // group_size] for row in rows_B]
         chunk = world.reset(starts_B, keys)
-        log.start(rows_B, chunk, [world.instruction(start) for start in starts_B])
-        _run(world, partial(_act, policy, temperature, correlation, greedy), keys, rows_B, chunk, log)
+        check_view(policy, world, chunk)
+        log.start(rows_B, chunk, View.of(policy, chunk), [world.instruction(start) for start in starts_B])
+        look, act = partial(View.of, policy), partial(_act, policy, temperature, correlation, greedy)
+        _run(world, look, act, keys, rows_B, chunk, log)
     return log.batch(trajectory_N // group_size)
 
 
-Act = Callable[[Frames, list[str], list[TrajectoryKey], int], PolicyBatch]
+Look = Callable[[Chunk], View]
+Act = Callable[[View, list[str], list[TrajectoryKey], int], PolicyBatch]
 
 
 def _run(
-    world: ChunkWorld, act: Act, keys: list[TrajectoryKey], rows_B: NDArray[np.int64], chunk: Chunk, log: _Log
+    world: ChunkWorld,
+    look: Look,
+    act: Act,
+    keys: list[TrajectoryKey],
+    rows_B: NDArray[np.int64],
+    chunk: Chunk,
+    log: _Log,
 ) -> None:
     """Roll out one micro-batch, rows `rows_B` of the log. What succeeds is dropped."""
     for c in range(log.chunks):
-        frames_BHWC = chunk.frames_BTHWC[:, -1]
-        action = act(frames_BHWC, [log.instructions[row] for row in rows_B], keys, c)
+        view = look(chunk)
+        action = act(view, [log.instructions[row] for row in rows_B], keys, c)
         chunk = world.step(action.actions_BHA)
-        running = np.flatnonzero(~log.chunk(rows_B, c, frames_BHWC, action, chunk))
+        running = np.flatnonzero(~log.chunk(rows_B, c, view, action, chunk))
         if not len(running):
             return
         if len(running) < len(rows_B):
@@ -178,29 +202,30 @@ def _act(
     temperature: float,
     correlation: float,
     greedy: bool,
-    frames_BHWC: Frames,
+    view: View,
     instructions: list[str],
     keys: list[TrajectoryKey],
     c: int,
 ) -> PolicyBatch:
+    act = partial(policy.act, view.frames_BHWC, instructions, temperature=temperature, **view.asked)
     if greedy:
-        return policy.act(frames_BHWC, instructions, temperature=temperature, uniforms_BK=None)
+        return act(uniforms_BK=None)
     shape = (policy.chunk_length, policy.action_dim)
     normals = [normal(shape, key.seed, "policy-tokens", key.rollout, key.trajectory, c) for key in keys]
-    uniforms_BK = correlated_uniforms(torch.stack(normals), correlation)
-    return policy.act(frames_BHWC, instructions, temperature=temperature, uniforms_BK=uniforms_BK)
+    return act(uniforms_BK=correlated_uniforms(torch.stack(normals), correlation))
 
 
 class _Log:
     """The arrays of a `RolloutBatch` while they are filled."""
 
-    def __init__(self, limit_N: NDArray[np.int64], world: ChunkWorld, record: bool) -> None:
+    def __init__(self, limit_N: NDArray[np.int64], horizon: int, world: ChunkWorld, record: bool) -> None:
         N, H, A = len(limit_N), world.chunk_length, world.action_dim
-        horizon = int(limit_N.max())
         self.limit_N, self.horizon, self.chunks, self.record = limit_N, horizon, math.ceil(horizon / H), record
         self.threshold, self.hold, self.chunk_length = world.threshold, world.hold, H
         self.instructions = [""] * N
         self.frames_NCHWC = np.zeros((N, self.chunks, 0, 0, 3), dtype=np.uint8)
+        self.wrist_NCHWC: Frames | None = None
+        self.proprio_NCP: NDArray[np.float32] | None = None
         self.tokens_NCK = np.zeros((N, self.chunks, H * A), dtype=np.int64)
         self.log_probs_NCK = np.zeros((N, self.chunks, H * A), dtype=np.float32)
         self.actions_NTA = np.zeros((N, horizon, A), dtype=np.float32)
@@ -209,16 +234,21 @@ class _Log:
         self.lost_N = np.zeros(N, dtype=np.bool_)
         self.pieces: list[list[Chunk]] = [[] for _ in range(N)]
 
-    def start(self, rows_B: NDArray[np.int64], chunk: Chunk, instructions: Sequence[str]) -> None:
+    def start(self, rows_B: NDArray[np.int64], chunk: Chunk, view: View, instructions: Sequence[str]) -> None:
         """Note how these trajectories begin."""
         if not self.frames_NCHWC.size:
-            self.frames_NCHWC = np.zeros((*self.chunk_mask_NC.shape, *chunk.frames_BTHWC.shape[2:]), dtype=np.uint8)
+            shape = self.chunk_mask_NC.shape
+            self.frames_NCHWC = np.zeros((*shape, *view.frames_BHWC.shape[1:]), dtype=np.uint8)
+            if view.wrist_BHWC is not None:
+                self.wrist_NCHWC = np.zeros((*shape, *view.wrist_BHWC.shape[1:]), dtype=np.uint8)
+            if view.proprio_BP is not None:
+                self.proprio_NCP = np.zeros((*shape, view.proprio_BP.shape[1]), dtype=np.float32)
         for row, instruction in zip(rows_B, instructions, strict=True):
             self.instructions[row] = instruction
         self._record(rows_B, chunk)
 
     def chunk(
-        self, rows_B: NDArray[np.int64], c: int, frames_BHWC: Frames, action: PolicyBatch, chunk: Chunk
+        self, rows_B: NDArray[np.int64], c: int, view: View, action: PolicyBatch, chunk: Chunk
     ) -> NDArray[np.bool_]:
         """Note chunk `c` of these trajectories. Returns which of them end here: by success, by their limit or
         because they are lost.
@@ -227,7 +257,11 @@ class _Log:
         """
         span = slice(c * self.chunk_length, min((c + 1) * self.chunk_length, self.horizon))
         chunk = chunk.first(span.stop - span.start)
-        self.frames_NCHWC[rows_B, c] = frames_BHWC
+        self.frames_NCHWC[rows_B, c] = view.frames_BHWC
+        if self.wrist_NCHWC is not None and view.wrist_BHWC is not None:
+            self.wrist_NCHWC[rows_B, c] = view.wrist_BHWC
+        if self.proprio_NCP is not None and view.proprio_BP is not None:
+            self.proprio_NCP[rows_B, c] = view.proprio_BP
         self.tokens_NCK[rows_B, c] = action.tokens_BK.cpu().numpy()
         self.log_probs_NCK[rows_B, c] = action.log_probs_BK.float().cpu().numpy()
         self.actions_NTA[rows_B, span] = action.actions_BHA[:, : span.stop - span.start]
@@ -257,6 +291,8 @@ class _Log:
             chunk_mask_NC=self.chunk_mask_NC,
             lost_N=self.lost_N,
             recordings=recordings,
+            wrist_NCHWC=self.wrist_NCHWC,
+            proprio_NCP=self.proprio_NCP,
         )
 
     def _success_steps(self) -> NDArray[np.int64]:

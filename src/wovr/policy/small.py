@@ -10,7 +10,7 @@ token, C channels, P keypoints, N cells of the feature map, D trunk width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from wovr.policy.tokens import ActionBins, chosen_and_entropy, sample_tokens, to
 class SmallVLAConfig(Config):
     """Size of the embedded VLA and the range of its actions."""
 
+    kind: Literal["small"] = "small"
+    """Tells this section from that of another policy."""
     chunk_length: int = Field(8, ge=1)
     """Env steps per forward, H; the paper's chunk."""
     action_low: tuple[float, ...] = (-1.0, -1.0, -1.0)
@@ -49,6 +51,21 @@ class SmallVLAConfig(Config):
     trunk_blocks: int = Field(2, ge=0)
     """Residual blocks of that MLP."""
 
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return len(self.action_low)
+
+    @property
+    def views(self) -> int:
+        """It sees the scene alone."""
+        return 1
+
+    @property
+    def pretrained(self) -> None:
+        """It is fitted to demonstrations from scratch."""
+        return None
+
 
 class TrunkBlock(nn.Module):
     """Residual MLP block with a pre-norm."""
@@ -65,6 +82,8 @@ class TrunkBlock(nn.Module):
 
 class SmallVLA(nn.Module):
     """`wovr.policy.base.Policy` for one small RGB frame; its size does not depend on the frame's."""
+
+    views, proprio_dim = 1, 0
 
     def __init__(self, config: SmallVLAConfig) -> None:
         super().__init__()
@@ -89,7 +108,13 @@ class SmallVLA(nn.Module):
 
     @torch.no_grad()
     def act(
-        self, frames_BHWC: Frames, instructions: Sequence[str], *, temperature: float, uniforms_BK: Tensor | None
+        self,
+        frames_BHWC: Frames,
+        instructions: Sequence[str],
+        *,
+        temperature: float,
+        uniforms_BK: Tensor | None,
+        **beside: object,  # what other policies look at: callers need not ask which one they have
     ) -> PolicyBatch:
         """One chunk per observation: sampled by inverse CDF from `uniforms_BK` in [0, 1), greedy where it is None."""
         device = self.head.weight.device
@@ -103,11 +128,25 @@ class SmallVLA(nn.Module):
         return PolicyBatch(self.bins.decode(tokens_BK).cpu().numpy(), tokens_BK, chosen_BK)
 
     def log_probs(
-        self, frames_BHWC: Tensor, instructions: Sequence[str] | Tensor, tokens_BK: Tensor, *, temperature: float
+        self,
+        frames_BHWC: Tensor,
+        instructions: Sequence[str] | Tensor,
+        tokens_BK: Tensor,
+        *,
+        temperature: float,
+        **beside: object,  # as in `act`
     ) -> tuple[Tensor, Tensor]:
         """(log-probabilities (B, K), entropies (B, K)) of given tokens, with gradient."""
         log_probs_BKV = token_log_probs(self(frames_BHWC, instructions), temperature)
         return chosen_and_entropy(log_probs_BKV, tokens_BK)
+
+    def encode_actions(self, actions_BHA: Tensor) -> Tensor:
+        """Tokens (B, K) of actions in environment units."""
+        return self.bins.encode(actions_BHA)
+
+    def encode_instructions(self, instructions: Sequence[str]) -> Tensor:
+        """Word ids, which `forward` takes in place of strings."""
+        return word_ids(instructions)
 
 
 def sft_loss(
@@ -115,11 +154,13 @@ def sft_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of demonstrated tokens, mean over K, per sample (B,), and logs.
 
-    `batch`: `frames_BHWC` uint8, `instructions` (strings or word ids), `tokens_BK`. `target_sigma`, in bins, spreads
-    each target over its neighbours as a Gaussian: what the policy later explores lies near what was shown. 0 is off.
+    `batch`: `frames_BHWC` uint8, `instructions` (strings or their numbers), `tokens_BK`, and where the policy looks at
+    more, `wrist_BHWC` and `proprio_BP`. `target_sigma`, in bins, spreads each target over its neighbours as a Gaussian:
+    what the policy later explores lies near what was shown. 0 is off.
     """
     tokens_BK = batch["tokens_BK"]
-    log_probs_BKV = token_log_probs(model(batch["frames_BHWC"], batch["instructions"]), temperature=1.0)
+    beside = {key: batch[key] for key in ("wrist_BHWC", "proprio_BP") if key in batch}
+    log_probs_BKV = token_log_probs(model(batch["frames_BHWC"], batch["instructions"], **beside), temperature=1.0)
     bins_V = torch.arange(log_probs_BKV.shape[-1], device=tokens_BK.device)
     distance_BKV = (bins_V - tokens_BK.unsqueeze(-1)).float()
     if target_sigma > 0:

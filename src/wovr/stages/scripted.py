@@ -66,7 +66,9 @@ def _arrays(seen: Sequence[Observation], actions: Sequence[Actions], i: int, ste
         "states_TS": own_states(np.stack([observation.states_BS[i] for observation in seen[: steps + 1]])),
     }
     wrist = [observation.wrist_BHWC[i] for observation in seen[: steps + 1] if observation.wrist_BHWC is not None]
-    return arrays | ({"wrist_THWC": np.stack(wrist)} if wrist else {})
+    proprio = [observation.proprio_BP[i] for observation in seen[: steps + 1] if observation.proprio_BP is not None]
+    arrays |= {"wrist_THWC": np.stack(wrist)} if wrist else {}
+    return arrays | ({"proprio_TP": np.stack(proprio)} if proprio else {})
 
 
 def own_states(states_TS: NDArray[np.float64]) -> NDArray[np.float64]:

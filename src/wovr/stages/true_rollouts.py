@@ -127,6 +127,7 @@ def to_episodes(
                 seed=seed,
                 purpose=purpose,
                 wrist_THWC=recording.wrist_THWC,
+                proprio_TP=recording.proprio_TP,
             )
         )
     return episodes

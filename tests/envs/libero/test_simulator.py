@@ -55,7 +55,12 @@ for everything in (False, True):
     looks.append([glance.frame_HWC, glance.wrist_HWC])
     scene.close()
 frames, wrist = ([o[name][::-1, ::-1] for o in shown] for name in ("agentview_image", "robot0_eye_in_hand_image"))
-np.savez(folder / "reference.npz", frames=frames, wrist=wrist, states=states, looks=looks)
+from robosuite.utils.transform_utils import quat2axisangle
+proprio = [
+    np.concatenate([o["robot0_eef_pos"], quat2axisangle(o["robot0_eef_quat"].copy()), o["robot0_gripper_qpos"]])
+    for o in shown
+]
+np.savez(folder / "reference.npz", frames=frames, wrist=wrist, states=states, looks=looks, proprio=proprio)
 """
 # A run with two workers whose process then dies at once.
 RUN = """
@@ -78,10 +83,11 @@ def libero():
 
 
 def play(libero, starts, actions_TA=ACTIONS_TA, **options):
-    """States, frames and wrist frames, (B, T + 1, ...), of the same actions in all environments."""
+    """States, frames, wrist frames and proprioception, (B, T + 1, ...), of the same actions in all environments."""
     seen = [libero.reset(starts)]
     seen += [libero.step(np.stack([action] * len(starts)), **options) for action in actions_TA]
-    return [np.stack([getattr(o, name) for o in seen], axis=1) for name in ("states_BS", "frames_BHWC", "wrist_BHWC")]
+    names = ("states_BS", "frames_BHWC", "wrist_BHWC", "proprio_BP")
+    return [np.stack([getattr(o, name) for o in seen], axis=1) for name in names]
 
 
 def same(one, other):
@@ -100,24 +106,40 @@ def test_simulator_keeps_the_protocol(libero):
     seen = libero.reset([STOVE, BOWL])
     assert seen.frames_BHWC.shape == seen.wrist_BHWC.shape == (2, SIZE, SIZE, 3)
     assert seen.frames_BHWC.dtype == np.uint8 and seen.states_BS.dtype == np.float64
+    assert seen.proprio_BP.shape == (2, 8) and seen.proprio_BP.dtype == np.float32
     assert not seen.success_B.any() and not seen.lost_B.any()
     assert np.isfinite(seen.states_BS[0]).sum() in (79, seen.states_BS.shape[1])
     with pytest.raises(UserError, match="task 11: expected a task of suite libero_goal"):
         libero.reset([SimulatorStart(11, 0)])
 
 
-def test_pictures_and_states_are_those_of_libero(stove, tmp_path):
+def test_what_is_seen_and_felt_and_the_states_are_those_of_libero(stove, tmp_path):
     np.save(tmp_path / "actions.npy", ACTIONS_TA)
     arguments = [str(tmp_path), str(tmp_path / "actions.npy"), str(SIZE)]
     subprocess.run([sys.executable, "-c", REFERENCE, *arguments], check=True)
     reference = np.load(tmp_path / "reference.npz")
-    states, frames, wrist = stove
+    states, frames, wrist, proprio = stove
     np.testing.assert_array_equal(states, reference["states"])
     np.testing.assert_array_equal(frames, reference["frames"])
     np.testing.assert_array_equal(wrist, reference["wrist"])
+    np.testing.assert_array_equal(proprio, reference["proprio"].astype(np.float32))
     leaner, complete = reference["looks"]
     np.testing.assert_array_equal(leaner, complete)
     assert (leaner != [frames[0], wrist[0]]).any()
+
+
+def test_proprioception_is_as_old_as_the_picture_and_told_without_one(libero, stove):
+    """robosuite tells of a step what was felt one physics step, 2 ms, before its end: about half a millimetre away."""
+    proprio = stove[3]
+    assert np.abs(np.diff(proprio[:, :3], axis=0)).max() > 0.002, "the hand moved"
+    libero.reset([STOVE, STOVE])
+    for number, action in enumerate(ACTIONS_TA, start=1):
+        seen = libero.step(np.stack([action] * 2), np.array([True, number < 3]), render=False)
+        hand, fingers = libero.poses()[0]["hand"], libero.poses()[0]["fingers"]
+        np.testing.assert_array_equal(seen.proprio_BP[0], proprio[number])
+        np.testing.assert_array_equal(seen.proprio_BP[1], proprio[min(number, 2)], err_msg="inactive")
+        assert 0 < np.abs(seen.proprio_BP[0, :3] - hand[:3]).max() < 0.002
+        np.testing.assert_allclose(seen.proprio_BP[0, 6:], fingers, atol=5e-4)
 
 
 def test_a_start_gives_one_episode_wherever_and_after_whatever(libero, stove):
@@ -128,7 +150,7 @@ def test_a_start_gives_one_episode_wherever_and_after_whatever(libero, stove):
 
 
 def test_only_what_is_looked_at_is_rendered(libero, stove):
-    unseen, frames, _ = play(libero, [STOVE], ACTIONS_TA[:-1], render=False)
+    unseen, frames, *_ = play(libero, [STOVE], ACTIONS_TA[:-1], render=False)
     assert (frames == frames[:, :1]).all()
     seen = libero.step(ACTIONS_TA[-1:])
     np.testing.assert_array_equal(unseen[0], stove[0][:-1])
@@ -179,7 +201,7 @@ def test_a_killed_worker_loses_its_environment_and_no_other(libero, stove):
     os.kill(libero._running[1].pid, signal.SIGKILL)
     assert libero.poses() == [{}, {}]
     assert libero.step(actions[3]).lost_B.all()
-    states, frames, _ = play(libero, [STOVE, STOVE], ACTIONS_TA[:2])
+    states, frames, *_ = play(libero, [STOVE, STOVE], ACTIONS_TA[:2])
     np.testing.assert_array_equal(states, np.stack([stove[0][:3]] * 2))
     np.testing.assert_array_equal(frames, np.stack([stove[1][:3]] * 2))
 

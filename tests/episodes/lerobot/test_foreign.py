@@ -54,6 +54,7 @@ def test_a_foreign_dataset_is_read(tmp_path: Path, version: str, images: bool) -
         assert episode.actions_TA.dtype == np.float32
         assert episode.success_T.tolist() == [False] * (length - 2) + [True], "the last sample's, one step early"
         assert episode.states_TS.shape == (length, 0) and episode.wrist_THWC is None
+        np.testing.assert_array_equal(episode.proprio_TP, foreign_actions(index, length), "what the dataset has there")
         assert (episode.instruction, episode.suite, episode.task_id) == ("push the T", "pusht", 0)
         assert (episode.init_id, episode.policy, episode.purpose) == (index, "human", "convert")
 

@@ -59,6 +59,26 @@ def test_all_but_the_frames_comes_back_exactly(tmp_path: Path, version: str, wri
 
 
 @BOTH
+@pytest.mark.parametrize("size", [8, 1])
+def test_proprioception_is_lerobots_observation_state(tmp_path: Path, version: str, size: int) -> None:
+    felt = np.random.default_rng(0).normal(size=(10, size)).astype(np.float32)
+    episodes = [replace(make_episode(seed, 9 - seed), proprio_TP=felt[seed:]) for seed in range(2)]
+    write_lerobot(tmp_path / "set", episodes, version=version, fps=FPS)
+    for number, back in enumerate(read(tmp_path / "set")):
+        assert back.proprio_TP is not None and back.proprio_TP.dtype == np.float32
+        np.testing.assert_array_equal(back.proprio_TP, felt[number:])
+        np.testing.assert_array_equal(back.states_TS, episodes[number].states_TS)
+    info, recordings, stats = read_dataset(tmp_path / "set")
+    feature = info["features"]["observation.state"]
+    assert (feature["dtype"], feature["shape"]) == ("float32", [size])
+    np.testing.assert_allclose(recordings[1].columns["observation.state"].reshape(-1, size), felt[1:])
+    found = stats if version == "v3.0" else stats[0]
+    assert np.shape(found["observation.state"]["mean"]) == (size,)
+    with pytest.raises(UserError, match=r"observation\.state: expected shape .* as before, found \[\]"):
+        write_lerobot(tmp_path / "mixed", [episodes[0], make_episode(1, 4)], version=version, fps=FPS)
+
+
+@BOTH
 def test_frames_are_those_of_the_encoded_stream(tmp_path: Path, version: str, small_files: None) -> None:
     """The only loss is the encoder's: decoding all videos from front to back gives the same frames, in order."""
     episodes = [make_episode(seed, steps) for seed, steps in enumerate((9, 4, 12, 5))]

@@ -2,10 +2,13 @@
 
 robosuite's own environment renders every camera at every step, with the mirror images of floor and table, and builds
 everything anew at a reset. Here a picture is rendered when it is asked for, and a task's model is built once.
+
+Legend: A action dims, S simulator state size, P numbers of proprioception; images are height x width x 3.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,10 @@ from wovr.envs.libero.render import Look, Renderer
 
 CAMERA, WRIST = "agentview", "robot0_eye_in_hand"
 ACTION_DIM = 7
+PROPRIO = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
+"""robosuite's observables of which proprioception is made."""
+PROPRIO_DIM = 8
+"""P: see `Glance`."""
 PLACEMENTS = 50
 """Placements that are tried: the samplers give up now and then."""
 
@@ -54,6 +61,9 @@ class Glance:
     wrist_HWC: Frames | None
     success: bool
     state_S: NDArray[np.float64]
+    proprio_P: NDArray[np.float32]
+    """Position of the hand in the world (metres), its orientation as axis and angle (radians), the fingers' joints
+    (metres)."""
 
 
 class Scene:
@@ -84,10 +94,11 @@ class Scene:
         self._env: Any = control.env
         model = self._env.sim.model._model
         self._renderer = Renderer(model, look)
-        # The one observation: what a picture shows. robosuite samples it in the midst of a step, as it does pictures.
-        self._env._observables = {
-            "shown": Observable("shown", self._sensor(model), sampling_rate=self._env.control_freq)
-        }
+        # Of robosuite's observations those of proprioception stay, and what a picture shows joins them. robosuite
+        # samples all of them in the midst of a step.
+        shown = Observable("shown", self._sensor(model), sampling_rate=self._env.control_freq)
+        self._felt = {name: self._env._observables[name] for name in PROPRIO}
+        self._env._observables = {"shown": shown, **self._felt}
         # What an episode changes in the model: fixtures are placed, and the stove's burner glows.
         self._kept = {name: getattr(model, name).copy() for name in ("body_pos", "body_quat", "site_rgba")}
 
@@ -152,7 +163,15 @@ class Scene:
         if render:
             frame = self._picture(CAMERA)
             wrist = self._picture(WRIST) if self._look.wrist else None
-        return Glance(frame, wrist, bool(self._env._check_success()), sim.get_state().flatten())
+        return Glance(frame, wrist, bool(self._env._check_success()), sim.get_state().flatten(), self._proprio())
+
+    def _proprio(self) -> NDArray[np.float32]:
+        """(P,), from what LIBERO's own environment would tell after this step, so as old as a picture.
+
+        Demonstrations and evaluation of OpenVLA-OFT have it so (`prepare_observation`), and so do LIBERO's own files.
+        """
+        position, quaternion, fingers = (np.asarray(observable.obs) for observable in self._felt.values())
+        return np.concatenate([position, axis_angle(quaternion), fingers]).astype(np.float32)
 
     def _sensor(self, model: Any) -> Any:
         """Keeps what a picture would show at the moment at which robosuite takes it.
@@ -181,6 +200,18 @@ class Scene:
         picture = self._renderer.picture(self._shown, camera)
         sites[:] = present
         return picture
+
+
+def axis_angle(quaternion: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(3,), the axis times the angle in radians, of a unit quaternion xyzw.
+
+    As robosuite's and OpenVLA's `quat2axisangle`, which do not bring the angle below pi: q and -q give two results.
+    """
+    w = min(max(float(quaternion[3]), -1.0), 1.0)
+    sine = math.sqrt(1.0 - w * w)
+    if sine == 0.0:
+        return np.zeros(3)
+    return quaternion[:3] * 2.0 * math.acos(w) / sine
 
 
 def _site_pose(data: Any, site: int) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from wovr.envs.base import Observation
 from wovr.envs.libero.config import LiberoConfig
 from wovr.envs.libero.install import find_assets, find_package, working_gl
 from wovr.envs.libero.process import WorkerFailedError, WorkerLostError, WorkerProcess
-from wovr.envs.libero.scene import ACTION_DIM, Begin, Glance, Look, Setup
+from wovr.envs.libero.scene import ACTION_DIM, PROPRIO_DIM, Begin, Glance, Look, Setup
 from wovr.envs.libero.suites import load_initial_states, load_tasks, task_file
 
 STARTS = 3
@@ -28,6 +28,7 @@ class Libero:
     """`wovr.envs.base.Simulator` over the tasks of one LIBERO suite.
 
     Actions are the seven of OSC_POSE in [-1, 1]: moves of the hand, turns of it, then the gripper, -1 to open.
+    Proprioception is eight numbers, always told: see `wovr.envs.libero.scene.Glance`.
     """
 
     action_dim: int = ACTION_DIM
@@ -78,6 +79,7 @@ class Libero:
         self._frames = np.zeros((len(starts), self.image_size, self.image_size, 3), np.uint8)
         self._wrists = np.zeros_like(self._frames) if self._wrist else None
         self._states_BS = np.full((len(starts), max(len(glance.state_S) for glance in shown)), np.nan)
+        self._proprio_BP = np.zeros((len(starts), PROPRIO_DIM), np.float32)
         return self._observe(dict(enumerate(shown)))
 
     def step(
@@ -172,14 +174,16 @@ class Libero:
 
     def _observe(self, glances: dict[int, Glance]) -> Observation:
         self._success, self._states_BS = self._success.copy(), self._states_BS.copy()
+        self._proprio_BP = self._proprio_BP.copy()
         if any(glance.frame_HWC is not None for glance in glances.values()):
             self._frames = self._frames.copy()
             self._wrists = None if self._wrists is None else self._wrists.copy()
         for row, glance in glances.items():
             self._success[row] = glance.success
             self._states_BS[row, : len(glance.state_S)] = glance.state_S
+            self._proprio_BP[row] = glance.proprio_P
             if glance.frame_HWC is not None:
                 self._frames[row] = glance.frame_HWC
             if self._wrists is not None and glance.wrist_HWC is not None:
                 self._wrists[row] = glance.wrist_HWC
-        return Observation(self._frames, self._success, self._states_BS, self._lost, self._wrists)
+        return Observation(self._frames, self._success, self._states_BS, self._lost, self._wrists, self._proprio_BP)

@@ -15,7 +15,8 @@ them, and `docs/source/lerobot-dataset-v3.mdx`). v2.0 differs from v2.1 only in 
 Names under data/ and videos/ follow the templates in `info.json`, the others are fixed. A camera of dtype `video` is
 in the mp4 files, one of dtype `image` in the parquet files as encoded pictures. A sample is a frame with the action
 taken at it, so an episode has as many actions as frames; `next.reward`, `next.done` and `next.success` tell what that
-action led to.
+action led to. `observation.state` is what the robot feels of itself: in LIBERO's datasets the eight numbers of
+`wovr.envs.libero.scene.Glance`.
 
 wovr adds what LeRobot skips: the key `wovr` in `info.json` (`Written`) and per episode `Facts`, as keys `wovr/...` in
 episodes.jsonl (v2.1) or as columns of these names in meta/episodes (v3.0). LeRobot's converter from v2.1 to v3.0 keeps
@@ -49,7 +50,7 @@ VIDEO_PATH = {
 }
 PLACEHOLDERS = ("episode_chunk", "episode_index", "video_key", "chunk_index", "file_index")
 
-ACTION, STATE = "action", "observation.environment_state"
+ACTION, STATE, PROPRIO = "action", "observation.environment_state", "observation.state"
 REWARD, DONE, SUCCESS = "next.reward", "next.done", "next.success"
 CAMERA, WRIST = "observation.images.image", "observation.images.image2"
 """Agent view and wrist view as LeRobot names them for LIBERO (its `docs/source/libero.mdx`)."""

@@ -7,9 +7,11 @@ being true of the last recorded frame, one step early: most datasets mark succes
 Of a dataset that wovr wrote everything comes back as it was, but for the loss of the video codec: the dropped action
 is padding there. Of others, `suite` is the folder's name, `task_id` the task's index, `init_id` the episode's index
 (every recording starts from a state of its own), `seed` 0, and `states_TS` is empty: what LeRobot calls
-`observation.environment_state` need not be a state that a simulator can be set to.
+`observation.environment_state` need not be a state that a simulator can be set to. Its `observation.state` is what the
+robot feels of itself, and so is proprioception here.
 
-Legend: N samples and frames, T = N - 1 env steps, A action dims, S state size; H W height and width.
+Legend: N samples and frames, T = N - 1 env steps, A action dims, S state size, P numbers of proprioception; H W height
+and width.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from wovr.episodes.foreign import Success, resized
 from wovr.episodes.lerobot.layout import (
     ACTION,
     INFO,
+    PROPRIO,
     REWARD,
     STATE,
     SUCCESS,
@@ -101,11 +104,18 @@ class _Reader:
         return next((name for name in (SUCCESS, REWARD) if name in self.info.features), None)
 
     @property
+    def proprio(self) -> bool:
+        """Whether there is proprioception: one row of numbers per sample."""
+        feature = self.info.features.get(PROPRIO)
+        return feature is not None and len(feature.shape) == 1 and feature.dtype.startswith(("float", "int"))
+
+    @property
     def columns(self) -> list[str]:
         """What is read of the parquet files."""
         names = ["timestamp", "frame_index", "episode_index", "task_index", ACTION]
         names += [self.result] if self.result and self.success == "recorded" else []
         names += [STATE] if self.info.wovr and STATE in self.info.features else []
+        names += [PROPRIO] if self.proprio else []
         return names + [key for key in (self.camera, self.wrist) if key and self.info.features[key].dtype == "image"]
 
     def episodes(self, records: Sequence[Record]) -> Iterator[Episode]:
@@ -142,6 +152,9 @@ class _Reader:
         states_NS = np.zeros((record.length, 0))
         if STATE in self.columns:
             states_NS = _numbers(table, STATE, place, np.float64).reshape(record.length, -1)
+        proprio_NP = None
+        if self.proprio:
+            proprio_NP = _numbers(table, PROPRIO, place, np.float32).reshape(record.length, -1)
         return Episode(
             frames_THWC=self._frames(record, table, self.camera),
             actions_TA=self._actions(table, place)[:steps],
@@ -149,6 +162,7 @@ class _Reader:
             states_TS=states_NS,
             instruction=self.tasks[task_N[0]],
             wrist_THWC=self._frames(record, table, self.wrist) if self.wrist else None,
+            proprio_TP=proprio_NP,
             **facts.model_dump(),
         )
 

@@ -2,9 +2,10 @@
 
 An episode of T actions and T + 1 frames becomes N = T + 1 samples. The last action led to no frame: it is
 `no_motion`, and `next.reward` and `next.success` repeat the sample before, as `padded_samples = 1` in `info.json`
-says. Simulator states become `observation.environment_state` in float64, exact. Frames become video (`video.py`).
+says. Simulator states become `observation.environment_state` in float64, proprioception `observation.state` in float32,
+both exact. Frames become video (`video.py`).
 
-Legend: T env steps, N = T + 1 samples, A action dims, S state size; H W height and width.
+Legend: T env steps, N = T + 1 samples, A action dims, S state size, P numbers of proprioception; H W height and width.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from wovr.episodes.lerobot.layout import (
     DATA_PATH,
     DONE,
     INFO,
+    PROPRIO,
     REWARD,
     STATE,
     SUCCESS,
@@ -112,6 +114,8 @@ def _columns(episode: Episode, fps: int, number: int, first: int, task_index: in
     success_N = np.concatenate([episode.success_T, last])
     frame_index_N = np.arange(samples)
     columns: Columns = {ACTION: actions_NA.astype(np.float32)}
+    if episode.proprio_TP is not None:
+        columns[PROPRIO] = episode.proprio_TP
     if states and episode.states_TS.shape[1]:
         columns[STATE] = episode.states_TS.astype(np.float64)
     columns |= {
