@@ -208,11 +208,16 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
         find_state(result.state)
 
 
-def test_muon_and_sharding_exclude_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    dist = Dist()
-    monkeypatch.setattr(dist, "zero", {"zero_optimization": {"stage": 2}})
-    with pytest.raises(UserError, match=r"'muon_lr': expected 0 under ZeRO, which shards matrices, found 0\.1"):
-        Trainer(torch.nn.Linear(2, 2), OptimConfig(muon_lr=0.1), dist, 1)
+def test_muon_is_whole_on_every_rank_under_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(zero: dict[str, Any] | None) -> torch.Tensor:
+        dist = Dist()
+        monkeypatch.setattr(dist, "zero", zero)
+        torch.manual_seed(0)
+        trainer = Trainer(torch.nn.Linear(2, 2), OptimConfig(muon_lr=0.1, precision="fp32"), dist, 1)
+        trainer.step({"x": torch.ones(1, 2)}, lambda model, batch: (model(batch["x"]).sum(1), {}))
+        return trainer.result().weight
+
+    assert torch.equal(trained({"zero_optimization": {"stage": 2}}), trained(None))
 
 
 def test_settings_without_a_stage_are_refused(tmp_path: Path) -> None:

@@ -11,11 +11,14 @@ import gc
 import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wovr.core.checkpoint import read_json
@@ -23,9 +26,14 @@ from wovr.core.errors import UserError
 
 Precision = Literal["auto", "bf16", "fp32"]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+T = TypeVar("T")
 
 BUCKET = 2**24
 """Elements of gradients that are summed over ranks at once, or one gradient that is larger."""
+PIECE = 2**26
+"""Bytes of an array that travel at once: through the GPU's memory where there is one."""
+PATIENCE = timedelta(days=2)
+"""How long ranks wait for each other. Rank 0 may simulate for hours meanwhile; that one died the launcher notices."""
 
 
 @cache
@@ -62,6 +70,13 @@ class Dist:
             self.device = self._accelerator.device
             atexit.register(self._leave)
 
+    def alone(self) -> Dist:
+        """This process without its peers: for work that rank 0 does while they wait."""
+        lone = object.__new__(Dist)
+        lone.zero, lone._accelerator = None, None
+        lone.rank, lone.world_size, lone.device = 0, 1, self.device
+        return lone
+
     @property
     def is_main(self) -> bool:
         """Whether this rank writes files and shows progress."""
@@ -74,9 +89,7 @@ class Dist:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def prepare(self, model: ModuleT) -> ModuleT:
-        """Move a model to this rank's device and give every rank the weights of rank 0. DeepSpeed does both itself."""
-        if self.zero:
-            return model
+        """Move a model to this rank's device and give every rank the weights of rank 0."""
         model.to(self.device)
         if self._accelerator is not None:
             for tensor in model.state_dict().values():
@@ -106,13 +119,29 @@ class Dist:
         total: Tensor = self._accelerator.reduce(tensor, reduction="sum")
         return total
 
-    def gather(self, tensor: Tensor) -> list[Tensor]:
-        """A CPU tensor of each rank, in their order, on every rank."""
+    def gather(self, value: T) -> list[T]:
+        """Something small of each rank, in their order, on every rank; tensors on the CPU."""
         if self._accelerator is None:
-            return [tensor]
+            return [value]
         found: list[Any] = [None] * self.world_size
-        torch.distributed.all_gather_object(found, tensor)
+        torch.distributed.all_gather_object(found, value)
         return found
+
+    def concatenate(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """The rows of all ranks, in their order, on every rank. Ranks may have different numbers of them."""
+        if self._accelerator is None:
+            return rows
+        counts = self.gather(len(rows))
+        whole = np.empty((sum(counts), *rows.shape[1:]), dtype=rows.dtype)
+        ends = np.cumsum(counts)
+        whole[ends[self.rank] - len(rows) : ends[self.rank]] = rows
+        for rank, (end, count) in enumerate(zip(ends, counts, strict=True)):
+            part = torch.from_numpy(whole[end - count : end].reshape(-1).view(np.uint8))
+            for piece in part.split(PIECE):
+                moved = piece.to(self.device)
+                torch.distributed.broadcast(moved, src=rank)
+                piece.copy_(moved)
+        return whole
 
     def barrier(self) -> None:
         """Wait for every rank."""
@@ -161,6 +190,7 @@ def _zero_settings(path: Path, offload: bool) -> dict[str, Any]:
 
 
 def _accelerator() -> Any:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
-    return Accelerator(cpu=not torch.cuda.is_available())
+    waiting = InitProcessGroupKwargs(timeout=PATIENCE)
+    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[waiting])

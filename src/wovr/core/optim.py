@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from wovr.core.config import Config
 from wovr.core.dist import Precision
-from wovr.core.errors import UserError
 
 
 class OptimConfig(Config):
@@ -125,11 +124,8 @@ class Optimizer:
 
     @property
     def adamw(self) -> torch.optim.Optimizer:
-        """The one optimiser, for DeepSpeed to shard. UserError where there are two: Muon needs whole matrices."""
-        if self.config.muon_lr:
-            raise UserError(
-                f"key 'muon_lr': expected 0 under ZeRO, which shards matrices, found {self.config.muon_lr:g}"
-            )
+        """The one optimiser, for DeepSpeed to shard."""
+        assert not self.config.muon_lr, "Muon needs whole matrices"
         return self._parts[0][0]
 
     def prepare(self, rate: float, steps_done: int) -> None:
@@ -164,6 +160,11 @@ class Optimizer:
             for optimizer, _, named in self._parts
             for name, parameter in named
         }
+
+    def large(self) -> list[Tensor]:
+        """The moments that are as large as the parameters."""
+        states = (state for optimizer, _, _ in self._parts for state in optimizer.state.values())
+        return [value for state in states for value in state.values() if value.ndim]
 
     def state(self) -> dict[str, Tensor]:
         """All moments, by `moment.parameter`."""

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,11 @@ RESULT_NEUTRAL = {"accumulate", "log_every", "checkpoint_every"}
 """Keys that may change when a training is resumed."""
 
 
+def is_sharded(config: OptimConfig, dist: Dist) -> bool:
+    """Whether ZeRO shards a training. Muon needs whole matrices: what it trains is whole on every rank."""
+    return dist.zero is not None and not config.muon_lr
+
+
 class Trainer:
     """A model, its optimiser and its average, advanced one global batch at a time."""
 
@@ -64,9 +69,9 @@ class Trainer:
         """Moves `model` to the device of `dist`; parameters without `requires_grad` stay frozen."""
         self.config, self.dist, self.total_steps = config, dist, total_steps
         self.steps_done = 0
-        self._optimizer = Optimizer(dist.prepare(model), config)
-        kind = Sharded if dist.zero else Replica
-        self._weights: Weights = kind(model, self._optimizer, dist)
+        sharded = is_sharded(config, dist)
+        self._optimizer = Optimizer(model if sharded else dist.prepare(model), config)  # DeepSpeed moves it itself
+        self._weights: Weights = (Sharded if sharded else Replica)(model, self._optimizer, dist)
 
     def step(self, batch: Batch, loss_fn: LossFn, micro_batches: int = 1) -> dict[str, float]:
         """One update from the GLOBAL batch, which every rank passes whole and takes its slice of.
@@ -116,6 +121,15 @@ class Trainer:
     def judged(self) -> nn.Module:
         """The same for a validation, without a copy where one can be saved; it may change with the next step."""
         return self._weights.judged()
+
+    def acting(self) -> nn.Module:
+        """The weights as they are trained, to act with until the next step. Every rank calls this; what it then does
+        with them is its own affair."""
+        return self._weights.acting()
+
+    def states(self) -> Iterable[Tensor]:
+        """What lies on the device between steps and is for training alone."""
+        return self._weights.states()
 
     def save(self, folder: Path, **metadata: str) -> None:
         """Write all that decides the following steps: weights, average, moments, step, random state, config."""
@@ -198,6 +212,8 @@ def fit(
     """
     if config.patience and not (validate and score):
         raise UserError(f"{name}: expected patience=0 where nothing is validated, found {config.patience}")
+    if dist.zero and not is_sharded(config, dist):
+        log.info(f"{name}: Muon needs whole matrices, so that every process holds all states; muon_lr=0 shards them")
     state = folder / f"{name}.state"
     trainer = Trainer(model, config, dist, config.steps)
     history: list[dict[str, float]] = []

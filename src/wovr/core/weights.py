@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -61,6 +61,14 @@ class Weights(Protocol):
         the same numbers."""
         ...
 
+    def acting(self) -> nn.Module:
+        """The weights as they are trained, whole on this rank and in eval mode, to be used until the next update."""
+        ...
+
+    def states(self) -> Iterable[Tensor]:
+        """What lies on the device between updates and is for training alone: moments, masters, the average."""
+        ...
+
     def close(self) -> None:
         """Let go of what other processes share."""
         ...
@@ -108,6 +116,12 @@ class Replica:
 
     def judged(self) -> nn.Module:
         return self.result()
+
+    def acting(self) -> nn.Module:
+        return self.model.eval()
+
+    def states(self) -> Iterable[Tensor]:
+        return self._optimizer.large()
 
     def close(self) -> None:
         pass

@@ -12,7 +12,7 @@ import gc
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -59,9 +59,13 @@ class Sharded:
         exact = {name: parameter.data for name, parameter in model.named_parameters()}  # bf16 would round them
         trained = {name for name, _ in self._trained()}
         self._frozen = {name: value for name, value in exact.items() if name not in trained}
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         loss = _Loss(model, lambda: dist.autocast(self._config.precision))
         self._engine, *_ = deepspeed.initialize(model=loss, optimizer=optimizer.adamw, config=settings)
+        for name, buffer in model.named_buffers():  # a rotary table in bf16 would turn by other angles
+            buffer.data = buffers[name].to(buffer.device)
         self._stage = self._engine.zero_optimization_stage()
+        self._copy: nn.Module | None = None
         if settings["bf16"]["enabled"]:
             self._set_weights(exact.__getitem__)
         self._make_moments()
@@ -121,6 +125,25 @@ class Sharded:
         model.load_state_dict(values, assign=True)
         return model.requires_grad_(False).eval()
 
+    def acting(self) -> nn.Module:
+        """The weights that are computed with. Stage 3 gathers them into a copy, which is made once: what ranks do with
+        it need not keep step."""
+        if self._stage < 3:
+            return self.model.eval()
+        if self._copy is None:
+            empty = {
+                id(p): nn.Parameter(torch.empty_like(p, device=self._dist.device), False)
+                for p in self._empty.parameters()
+            }
+            self._copy = copy.deepcopy(self._empty, empty).to(self._dist.device).eval()
+        for target, (name, parameter) in zip(self._copy.parameters(), self.model.named_parameters(), strict=True):
+            with self._whole(parameter):
+                target.data = target.data.to(parameter.dtype).copy_(self._frozen.get(name, parameter.data))
+        return self._copy
+
+    def states(self) -> Iterable[Tensor]:
+        return [*self._flat(), *self._optimizer.large()]
+
     def judged(self) -> nn.Module:
         """The bf16 weights themselves where they are whole and no average is kept: masters, rounded."""
         whole = self._stage < 3 and precision(self._config.precision) == "bf16"
@@ -175,14 +198,19 @@ class Sharded:
         """As before the first step. The optimiser would make them only in that step, too late to be filled, and
         DeepSpeed would find those of the first parameter group alone."""
         sharding, adamw = self._engine.optimizer, self._optimizer.adamw
-        flat = sharding.fp32_partitioned_groups_flat if self._stage == 3 else sharding.single_partition_of_fp32_groups
-        for values in flat:
+        for values in self._flat():
             moments = {moment: torch.zeros_like(values.data) for moment in self._moments}
             if Average.KEY in moments:
                 moments[Average.KEY].copy_(values.data)
             adamw.state[values] = {"step": torch.tensor(0.0, device=values.device), **moments}
         if self._stage < 3:
             sharding._lazy_init_hp_params_optimizer_state()
+
+    def _flat(self) -> list[Tensor]:
+        """This rank's share of the masters, end to end."""
+        sharding = self._engine.optimizer
+        flat = sharding.fp32_partitioned_groups_flat if self._stage == 3 else sharding.single_partition_of_fp32_groups
+        return list(flat)
 
 
 class _Loss(nn.Module):
