@@ -16,6 +16,14 @@ RunPath = Annotated[
 ]
 Plain = Annotated[bool, typer.Option("--plain", help="Print lines instead of progress bars.")]
 Wandb = Annotated[str | None, typer.Option(metavar="PROJECT", help="Log to wandb too; offline where there is no key.")]
+Nproc = Annotated[int, typer.Option(metavar="N", min=1, help="Processes, one per GPU.")]
+Zero = Annotated[
+    str, typer.Option(metavar="STAGE", help="Shard under DeepSpeed: ZeRO stage 1, 2 or 3, or its settings as JSON.")
+]
+Offload = Annotated[bool, typer.Option("--offload", help="Keep what is sharded of the optimizer in CPU memory.")]
+Hostfile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Machines, one a line: worker-1 slots=8. Reached by ssh.")
+]
 
 
 def packaged(name: str) -> Path:

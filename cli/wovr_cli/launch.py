@@ -1,5 +1,7 @@
 """Start a command anew in several processes, one per GPU: here, or on the machines of a hostfile.
 
+Results are those of one process, up to rounding.
+
 A process knows by `RANK` in its environment that it is one of several. Here they are started directly, so that errors
 and exit statuses pass through; on several machines DeepSpeed's launcher does it over ssh.
 """
@@ -18,15 +20,50 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from wovr.core.errors import UserError
+from wovr_cli.arguments import packaged
 
 GRACE = 10.0
 """Seconds that processes get to end by themselves after one has failed."""
 INTERRUPTED, USER_ERROR = 130, 2
 SHOWN_LINES = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """What the flags of a command say of its processes."""
+
+    nproc: int = 1
+    zero: Path | None = None
+    """DeepSpeed's settings."""
+    offload: bool = False
+    hostfile: Path | None = None
+
+    @classmethod
+    def of(cls, nproc: int, zero: str, offload: bool, hostfile: Path | None) -> Ranks:
+        """UserError where they contradict each other, or name no settings."""
+        settings = None
+        if zero != "0":
+            settings = packaged(f"configs/deepspeed/zero{zero}.json") if zero in ("1", "2", "3") else Path(zero)
+            if not settings.is_file():
+                raise UserError(f"--zero: expected 0, 1, 2, 3 or a JSON file of DeepSpeed's settings, found {zero!r}")
+        if offload and settings is None:
+            raise UserError("--offload: expected --zero 1, 2 or 3 with it, found none")
+        return cls(nproc, settings, offload, hostfile)
+
+    def start(self, check: Callable[[], object]) -> None:
+        """In the first process, where several are asked for, start them and do not return. What `check` finds wrong is
+        said once, before that."""
+        if (self.nproc > 1 or self.zero or self.hostfile) and not is_worker():
+            check()
+            launch(self.nproc, self.hostfile)
+
+
+ALONE = Ranks()
 
 
 def is_worker() -> bool:

@@ -18,8 +18,8 @@ from typer.core import TyperGroup
 from wovr.core.errors import UserError
 from wovr.stages.pipeline import STAGES, load_experiment, open_workplace, run_all, run_command
 from wovr_cli import convert, tools
-from wovr_cli.arguments import ConfigFile, Overrides, Plain, RunPath, Wandb, packaged
-from wovr_cli.launch import is_worker, launch, run_worker
+from wovr_cli.arguments import ConfigFile, Hostfile, Nproc, Offload, Overrides, Plain, RunPath, Wandb, Zero, packaged
+from wovr_cli.launch import ALONE, Ranks, is_worker, run_worker
 from wovr_cli.result import print_result, print_world_model
 
 if TYPE_CHECKING:
@@ -46,13 +46,17 @@ Examples:
   wovr run configs/tabletop.yaml seed=1 --run runs/seed1
                                        the same from another seed
   wovr rl configs/tabletop.yaml        one step, after those before it
-  wovr train-wm configs/tabletop.yaml --nproc 8
+  wovr train-wm configs/libero_goal.yaml --nproc 8 --zero 2
                                        training on eight GPUs
   wovr eval configs/tabletop.yaml --what world-model
                                        imagined videos beside true ones
   wovr report configs/tabletop.yaml    one HTML file of what there is so far
 """
 
+SHARED = (
+    "With --nproc, --zero or --hostfile the command starts itself anew in as many processes, which train and imagine "
+    "together; results are those of one."
+)
 MEASURES = {"success": "eval", "hallucination": "hallucination", "world-model": "world_model_eval"}
 """What `wovr eval --what` takes, and the stage that measures it."""
 
@@ -101,14 +105,13 @@ def _workplace(
     run: Path | None,
     plain: bool,
     wandb: str | None,
-    *,
-    zero: Path | None = None,
-    offload: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Workplace]:
+    ranks.start(lambda: load_experiment(config, overrides or ()))
     from wovr.core.dist import Dist
 
     experiment = load_experiment(config, overrides or ())
-    dist = Dist(zero, offload=offload)
+    dist = Dist(ranks.zero, offload=ranks.offload)
     with open_workplace(experiment, run or Path("runs") / config.stem, plain=plain, wandb=wandb, dist=dist) as place:
         yield place
     dist.close()
@@ -133,22 +136,38 @@ def _options(
 def demo(
     overrides: Overrides = None,
     run: Annotated[Path, typer.Option(metavar="PATH", help="Run folder.")] = Path("runs/demo"),
+    nproc: Nproc = 1,
+    zero: Zero = "0",
     plain: Plain = False,
     wandb: Wandb = None,
 ) -> None:
     """Run everything at the size of two CPU cores."""
-    with _workplace(packaged("configs/tabletop.yaml"), overrides, run, plain, wandb) as place:
+    ranks = Ranks.of(nproc, zero, False, None)
+    with _workplace(packaged("configs/tabletop.yaml"), overrides, run, plain, wandb, ranks) as place:
         run_all(place)
-        print_result(place.run)
+        _print_result(place)
 
 
-@app.command(name="run")
-def run_(
-    config: ConfigFile, overrides: Overrides = None, run: RunPath = None, plain: Plain = False, wandb: Wandb = None
+@app.command(name="run", help=f"Run all stages in order, from where the run folder stands.\n\n{SHARED}")
+def _run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    run: RunPath = None,
+    nproc: Nproc = 1,
+    zero: Zero = "0",
+    offload: Offload = False,
+    hostfile: Hostfile = None,
+    plain: Plain = False,
+    wandb: Wandb = None,
 ) -> None:
-    """Run all stages in order, from where the run folder stands."""
-    with _workplace(config, overrides, run, plain, wandb) as place:
+    with _workplace(config, overrides, run, plain, wandb, Ranks.of(nproc, zero, offload, hostfile)) as place:
         run_all(place)
+        _print_result(place)
+
+
+def _print_result(place: Workplace) -> None:
+    """Where the run has come to its end."""
+    if place.dist.is_main and place.run.stage_done("eval"):
         print_result(place.run)
 
 
@@ -161,44 +180,28 @@ def _add(name: str, help_text: str) -> None:
             run_command(place, name)
 
 
-_add("sft", "Fit the base policy to a few demonstrations per task.")
+def _add_shared(name: str, help_text: str) -> None:
+    @app.command(name=name, help=f"{help_text}\n\n{SHARED}")
+    def command(
+        config: ConfigFile,
+        overrides: Overrides = None,
+        run: RunPath = None,
+        nproc: Nproc = 1,
+        zero: Zero = "0",
+        offload: Offload = False,
+        hostfile: Hostfile = None,
+        plain: Plain = False,
+        wandb: Wandb = None,
+    ) -> None:
+        with _workplace(config, overrides, run, plain, wandb, Ranks.of(nproc, zero, offload, hostfile)) as place:
+            run_command(place, name)
+
+
+_add_shared("sft", "Fit the base policy to a few demonstrations per task.")
 _add("collect", "Roll the base policy out in the true simulator, and record it.")
-
-
-@app.command(name="train-wm")
-def train_wm(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    run: RunPath = None,
-    nproc: Annotated[int, typer.Option(metavar="N", min=1, help="Processes, one per GPU.")] = 1,
-    zero: Annotated[
-        str, typer.Option(metavar="STAGE", help="Shard under DeepSpeed: ZeRO stage 1, 2 or 3, or its settings as JSON.")
-    ] = "0",
-    offload: Annotated[
-        bool, typer.Option("--offload", help="Keep what is sharded of the optimizer in CPU memory.")
-    ] = False,
-    hostfile: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Machines, one a line: worker-1 slots=8. Reached by ssh.")
-    ] = None,
-    plain: Plain = False,
-    wandb: Wandb = None,
-) -> None:
-    """Train codec, success classifier and world model on the episodes.
-
-    With --nproc, --zero or --hostfile the command starts itself anew in as many processes; results are those of one.
-    """
-    settings = _zero_settings(zero)
-    if offload and settings is None:
-        raise UserError("--offload: expected --zero 1, 2 or 3 with it, found none")
-    if (nproc > 1 or settings or hostfile) and not is_worker():
-        load_experiment(config, overrides or ())  # what is wrong with it is said once
-        launch(nproc, hostfile)
-    with _workplace(config, overrides, run, plain, wandb, zero=settings, offload=offload) as place:
-        run_command(place, "train-wm")
-
-
-_add("rl", "Mine keyframes, then improve the policy in imagination.")
-_add("refine", "PACE: more true rollouts, a better world model, and RL again.")
+_add_shared("train-wm", "Train codec, success classifier and world model on the episodes.")
+_add_shared("rl", "Mine keyframes, then improve the policy in imagination.")
+_add_shared("refine", "PACE: more true rollouts, a better world model, and RL again.")
 
 
 @app.command(name="eval")
@@ -222,15 +225,6 @@ def eval_(
 
 
 _add("report", "Write one HTML file about the run, and its numbers as JSON.")
-
-
-def _zero_settings(zero: str) -> Path | None:
-    if zero == "0":
-        return None
-    path = packaged(f"configs/deepspeed/zero{zero}.json") if zero in ("1", "2", "3") else Path(zero)
-    if not path.is_file():
-        raise UserError(f"--zero: expected 0, 1, 2, 3 or a JSON file of DeepSpeed's settings, found {zero!r}")
-    return path
 
 
 app.command(epilog=convert.EXAMPLES)(convert.convert)

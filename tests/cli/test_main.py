@@ -82,7 +82,9 @@ def test_help_shows_every_command_and_stage_without_loading_torch() -> None:
 def test_commands_share_their_flags(command: str) -> None:
     found = wovr(command, "--help")
     assert found.exit_code == 0
-    own = {"eval": {"--what"}, "train-wm": {"--nproc", "--zero", "--offload", "--hostfile"}}.get(command, set())
+    shared = ("sft", "train-wm", "rl", "refine", "run")
+    own = {"eval": {"--what"}} | {name: {"--nproc", "--zero", "--offload", "--hostfile"} for name in shared}
+    own = own.get(command, set())
     assert set(re.findall(r"--[a-z]+", found.stdout)) == {"--run", "--plain", "--wandb", "--help"} | own
 
 

@@ -150,7 +150,7 @@ def test_closing_follows_an_error_too(toy, tmp_path, losing, monkeypatch):
     experiment = toy()
     run(experiment, tmp_path, "sft")
     made = losing()
-    monkeypatch.setattr(collect, "load_policy", lambda path: None)
+    monkeypatch.setattr(collect, "acting_policy", lambda place, path: None)
     with pytest.raises(AttributeError):
         run(experiment, tmp_path, "collect")
     assert made[0].closed

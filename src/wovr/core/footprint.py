@@ -124,7 +124,7 @@ class Shapes(TorchFunctionMode):
             elif func in NORMS:
                 args = tuple(value.float() if isinstance(value, Tensor) else value for value in args)
         if func is F.scaled_dot_product_attention:
-            return torch.ops.aten._scaled_dot_product_flash_attention(*args, **kwargs)[0]
+            return _attention(*args, **kwargs)
         return func(*args, **kwargs)
 
     def _bf16(self, value: Any) -> Any:
@@ -143,6 +143,27 @@ class Shapes(TorchFunctionMode):
         with on_cpu:
             yield
         self._copies = None
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The kernel that a GPU takes: flash, or where there is a mask the memory-efficient one, which adds it up."""
+    assert not enable_gqa, "heads of keys as many as of queries"
+    ops = torch.ops.aten
+    if attn_mask is None:
+        flash = ops._scaled_dot_product_flash_attention
+        return flash(query, key, value, dropout_p, is_causal, scale=scale)[0]
+    bias = attn_mask.expand(*query.shape[:-1], key.shape[-2]).to(query.dtype)
+    efficient = ops._scaled_dot_product_efficient_attention
+    return efficient(query, key, value, bias, True, dropout_p, is_causal, scale=scale)[0]
 
 
 class _Trace(TorchDispatchMode):

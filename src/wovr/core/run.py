@@ -96,6 +96,10 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def refresh(self) -> None:
+        """Read again what rank 0 has written: all ranks then take the same turns."""
+        self._manifest = read_json(self.path / MANIFEST)
+
     def stage_done(self, name: str) -> bool:
         """Whether the stage is complete."""
         return name in self._manifest["stages"]
@@ -106,14 +110,13 @@ class RunFolder:
 
     def mark_done(self, name: str, seconds: float, summary: Mapping[str, Any]) -> None:
         """Record a stage as complete, after its artifacts are in place. `summary` must be JSON."""
-        assert self._lock is not None or self._follows, "a run folder opened with `read` is not written"
+        assert self._lock is not None, "a run folder opened with `read` or `follow` is not written"
         self._manifest["stages"][name] = {
             "finished": time.time(),
             "seconds": round(seconds, 3),
             "summary": dict(summary),
         }
-        if not self._follows:
-            write_json(self.path / MANIFEST, self._manifest)
+        write_json(self.path / MANIFEST, self._manifest)
 
     def add_rollouts(self, purpose: str, *, episodes: int, steps: int, stage: str, key: str, lost: int = 0) -> None:
         """Write true-simulator rollouts to the ledger. The same `key` again, after a resume, counts once.

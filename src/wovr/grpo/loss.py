@@ -42,7 +42,8 @@ def grpo_loss(
     Returns:
         Losses (B,), and logs without gradient, each (B,), a mean over the row's valid part: `ratio`, `clip_fraction`
         (ratios whose gradient the clip removes), `kl` (of new from old policy, nats per ratio, the always positive
-        estimate rho - 1 - log rho), `entropy` (nats per token).
+        estimate rho - 1 - log rho), `entropy` (nats per token), `log_prob_gap` (nats per token between new and old,
+        whatever the sign: 0 before the first step, but for what rollout and training compute differently).
     """
     B, H = mask_BH.shape
     assert log_probs_BK.shape == old_log_probs_BK.shape == entropies_BK.shape, "one value per token in all three"
@@ -72,6 +73,7 @@ def grpo_loss(
         "clip_fraction": _mean((bound_BU < free_BU).to(ratio_BU.dtype), valid_BU),
         "kl": _mean(ratio_BU - 1 - log_ratio_BU, valid_BU),
         "entropy": entropy_B,
+        "log_prob_gap": _mean(log_ratio_BHA.abs().flatten(1), valid_BHA.flatten(1)),
     }
     return loss_B, {name: value_B.detach() for name, value_B in logs.items()}
 

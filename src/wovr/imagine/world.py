@@ -34,7 +34,7 @@ class ImaginedWorld:
         return start.instruction
 
     def reset(self, starts: Sequence[StartState], keys: Sequence[TrajectoryKey]) -> Chunk:
-        self._state, self._instructions, self._keys, self._chunks = None, [], [], []
+        self.leave()
         return self.add(starts, keys)
 
     def add(self, starts: Sequence[StartState], keys: Sequence[TrajectoryKey]) -> Chunk:
@@ -60,6 +60,10 @@ class ImaginedWorld:
         )
         self._chunks = [chunk + 1 for chunk in self._chunks]
         return self._judged(frames_BTHWC, self._instructions)
+
+    def leave(self) -> None:
+        """Give up all trajectories, and the memory that their contexts take."""
+        self._state, self._instructions, self._keys, self._chunks = None, [], [], []
 
     def keep(self, rows: Rows) -> None:
         assert self._state is not None, "reset comes first"

@@ -7,7 +7,8 @@ from typing import Any
 from wovr.metrics.success import Rate
 from wovr.stages.data import COLLECT, names_of
 from wovr.stages.experiment import Workplace
-from wovr.stages.sft import POLICY, load_policy
+from wovr.stages.policies import acting_policy
+from wovr.stages.sft import POLICY
 from wovr.stages.true_rollouts import collect_episodes
 
 
@@ -16,7 +17,7 @@ def run(place: Workplace) -> dict[str, Any]:
     config = place.experiment.collect
     collect_episodes(
         place,
-        load_policy(place.run.path / POLICY),
+        acting_policy(place, place.run.path / POLICY),
         config.episodes,
         purpose=COLLECT,
         name="base",

@@ -219,8 +219,13 @@ def check_files(experiment: Experiment) -> list[Check]:
     from wovr.stages.pipeline import FILE_CHECKS
 
     codec, world, metrics = experiment.codec, experiment.world_model, experiment.world_model_eval
-    asked = {"codec": codec.pretrained, "world model": world.pretrained, "metrics": ", ".join(metrics.metrics)}
-    keys = {"codec": "codec.pretrained", "world model": "world_model.pretrained", "metrics": "world_model_eval.weights"}
+    asked = {
+        "policy": experiment.policy.pretrained,
+        "codec": codec.pretrained,
+        "world model": world.pretrained,
+        "metrics": ", ".join(metrics.metrics),
+    }
+    keys = {name: f"{name.replace(' ', '_')}.pretrained" for name in asked} | {"metrics": "world_model_eval.weights"}
     checks = []
     for name, check in FILE_CHECKS.items():
         found = f"{asked[name]}" if asked[name] else "none that needs weights" if name == "metrics" else "from scratch"

@@ -26,9 +26,10 @@ from wovr.metrics.success import PairedDifference, Rate, paired_difference
 from wovr.policy.base import Policy
 from wovr.stages.data import held_out_names
 from wovr.stages.experiment import Workplace
+from wovr.stages.policies import acting_policy
 from wovr.stages.refine import last_policy
 from wovr.stages.rl import IMAGINATION
-from wovr.stages.sft import POLICY, load_policy
+from wovr.stages.sft import POLICY
 
 BATCH = 100
 TRUE, IMAGINED = "the true simulator", "imagination"
@@ -53,7 +54,7 @@ def run(place: Workplace) -> dict[str, Any]:
     measured: dict[str, list[dict[str, Any]]] = {}
     with _imagined(place) if recorded else _true(place) as judge:
         for name, path in policies.items():
-            measured[name] = judge(load_policy(path), name)
+            measured[name] = judge(acting_policy(place, path), name)
             found = _found(name, summary["world"], measured[name])
             write_json(place.run.folder("eval") / f"{name}.json", found)
             summary[name] = found["success"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -12,7 +12,7 @@ from wovr.codec.conv import ConvCodecConfig
 from wovr.codec.conv_training import CodecDataConfig
 from wovr.codec.wan import WanCodecConfig
 from wovr.core.config import KIND, Config
-from wovr.core.dist import Dist
+from wovr.core.dist import Dist, Precision
 from wovr.core.errors import UserError
 from wovr.core.log import RunLog
 from wovr.core.run import RunFolder
@@ -31,8 +31,10 @@ from wovr.episodes.windows import WindowConfig
 from wovr.flow.schedule import FlowConfig
 from wovr.kir.mine import MineConfig
 from wovr.kir.sampler import SamplerConfig
+from wovr.metrics.alarm import AlarmConfig
 from wovr.metrics.i3d import MIN_FRAMES
 from wovr.metrics.perceptual import PerceptualMetric
+from wovr.policy.files import PolicyConfig
 from wovr.policy.small import SmallVLAConfig
 from wovr.reward.calibrate import CalibrationConfig
 from wovr.reward.classifier import RewardClassifierConfig
@@ -77,7 +79,8 @@ class SftConfig(Config):
     """Pixels by which training frames are shifted at random."""
     target_sigma: float = Field(0.7, ge=0)
     """Spread of the target over neighbouring bins, in bins: exploration then stays near what was shown."""
-    train: TrainConfig = TrainConfig(steps=600, batch_size=128, lr=1e-3, warmup_steps=30, schedule="cosine")
+    train: TrainConfig | None = TrainConfig(steps=600, batch_size=128, lr=1e-3, warmup_steps=30, schedule="cosine")
+    """None takes the weights that `policy.pretrained` names as they are, and records no demonstrations."""
 
 
 class CollectConfig(Config):
@@ -204,7 +207,24 @@ class RLConfig(Config):
     checkpoint_every: int = Field(5, ge=1)
     """Updates between saved states."""
     simulator: bool = False
-    """Roll out in the true simulator instead: the paper's online GRPO, and a debugging aid. The ledger pays."""
+    """Roll out in the true simulator instead: the paper's online GRPO, without a world model. The ledger pays."""
+    alarm: AlarmConfig = AlarmConfig()
+    precision: Precision = "auto"
+    """Of the world model while it imagines. In fp32 a trajectory does not depend on what is imagined beside it."""
+    collocated: bool = False
+    """Whether, on each device, the world model waits in host memory while the policy trains, and the optimiser's state
+    while it acts (Appendix A). Results are the same; moves take seconds per update."""
+    base_rows: int = Field(256, ge=0)
+    """Chunks per update on which the divergence from the base policy is estimated; 0 holds no base policy."""
+    largest_gap: float = Field(0.05, gt=0)
+    """Nats per token by which log-probabilities in training may differ from those of the rollout, before the first step
+    of an update, without a warning."""
+
+    @model_validator(mode="after")
+    def _only_imagination_is_exploited(self) -> Self:
+        if self.simulator and self.alarm.action != "off":
+            raise ValueError("alarm.action: expected off with simulator=true, since nothing is imagined")
+        return self
 
 
 class RefineConfig(Config):
@@ -267,7 +287,7 @@ class Experiment(Config):
 
     seed: int = 0
     simulator: SimulatorConfig = TabletopConfig()
-    policy: SmallVLAConfig = SmallVLAConfig()
+    policy: PolicyConfig = SmallVLAConfig()
     sft: SftConfig = SftConfig()
     collect: CollectConfig = CollectConfig()
     codec: CodecStageConfig
@@ -282,6 +302,14 @@ class Experiment(Config):
     frame_memory: float = Field(4.0, ge=0)
     """GB (1e9 bytes) of frames, recorded and reconstructed, that each process holds; others are read from disk when
     they are drawn. Nothing but speed depends on it, and it may change in a run folder."""
+
+    @model_validator(mode="after")
+    def _policy_is_made(self) -> Self:
+        if self.sft.train is None and self.policy.pretrained is None:
+            raise ValueError("sft.train: expected train settings, or policy.pretrained to take as it is")
+        if self.policy.views == 2 and isinstance(self.simulator, TabletopConfig):
+            raise ValueError("policy.views: expected 1, since the tabletop has no camera at the hand")
+        return self
 
     @field_validator("decoder")
     @classmethod
@@ -306,6 +334,10 @@ class Workplace:
     def __post_init__(self) -> None:
         object.__setattr__(self, "memory", FrameMemory(self.experiment.frame_memory * 1e9))
 
+    def alone(self) -> Workplace:
+        """The same for work that rank 0 does while the other ranks wait."""
+        return replace(self, dist=self.dist.alone())
+
     def simulator(self) -> Simulator:
         """A fresh true simulator, for the caller to close. UserError where there is none."""
         config = self.experiment.simulator
@@ -316,7 +348,7 @@ class Workplace:
     def training_data(self, rounds: int = 0) -> tuple[list[Episode], list[tuple[str, Episode]]]:
         """See `wovr.stages.data.training_data`. UserError where episodes do not fit the experiment's models."""
         collect, store = self.experiment.collect, self.episodes()
-        store.check(self.experiment.simulator.image_size, len(self.experiment.policy.action_low))
+        store.check(self.experiment.simulator.image_size, self.experiment.policy.action_dim)
         return training_data(store, collect.held_out, demonstrations=collect.demonstrations, rounds=rounds)
 
     def episodes(self) -> EpisodeStore:

@@ -34,24 +34,31 @@ class Stage:
     """What it reads of the run folder, for people."""
     writes: str
     """What it adds to the run folder, for people."""
+    shared: bool = False
+    """Whether several ranks do it together; else rank 0 does it while they wait."""
     section: str = ""
     """Section of the experiment that it alone reads: it may change in a run folder, and the stage is then repeated."""
 
 
 STAGES: dict[str, Stage] = {
-    "sft": Stage("sft", "wovr.stages.sft", (), "-", "episodes, sft"),
+    "sft": Stage("sft", "wovr.stages.sft", (), "-", "episodes, sft", shared=True),
     "collect": Stage("collect", "wovr.stages.collect", ("sft",), "sft", "episodes"),
-    "codec": Stage("train-wm", "wovr.stages.train_codec", ("collect",), "episodes", "codec"),
-    "reward": Stage("train-wm", "wovr.stages.train_reward", ("codec",), "episodes, codec", "reward"),
+    "codec": Stage("train-wm", "wovr.stages.train_codec", ("collect",), "episodes", "codec", shared=True),
+    "reward": Stage("train-wm", "wovr.stages.train_reward", ("codec",), "episodes, codec", "reward", shared=True),
     "world_model": Stage(  # after the reward, since its validation is agreement about success
-        "train-wm", "wovr.stages.train_wm", ("reward",), "episodes, codec, reward", "world_model/dit"
+        "train-wm", "wovr.stages.train_wm", ("reward",), "episodes, codec, reward", "world_model/dit", shared=True
     ),
     "decoder": Stage(
-        "train-wm", "wovr.stages.train_decoder", ("world_model",), "episodes, codec, world_model", "world_model/codec"
+        "train-wm",
+        "wovr.stages.train_decoder",
+        ("world_model",),
+        "episodes, codec, world_model",
+        "world_model/codec",
+        shared=True,
     ),
     "keyframes": Stage("rl", "wovr.stages.keyframes", ("decoder",), "episodes, world_model, reward", "keyframes"),
-    "rl": Stage("rl", "wovr.stages.rl", ("keyframes",), "sft, world_model, reward, keyframes", "rl"),
-    "refine": Stage("refine", "wovr.stages.refine", ("rl",), "all of the above", "episodes, refine"),
+    "rl": Stage("rl", "wovr.stages.rl", ("keyframes",), "sft, world_model, reward, keyframes", "rl", shared=True),
+    "refine": Stage("refine", "wovr.stages.refine", ("rl",), "all of the above", "episodes, refine", shared=True),
     "eval": Stage("eval", "wovr.stages.evaluate", ("sft",), "sft, rl, refine", "eval"),
     "hallucination": Stage(
         "eval", "wovr.stages.hallucination", ("decoder",), "episodes, world_model, refine", "hallucination"
@@ -67,6 +74,8 @@ STAGES: dict[str, Stage] = {
     "report": Stage("report", "wovr.stages.report", ("sft",), "all of the above", "report"),
 }
 """In the order in which `wovr run` runs them."""
+ONLINE = ("sft", "rl", "eval", "report")
+"""Stages of an experiment with `rl.simulator=true`, which has no world model; each needs `sft` alone."""
 
 
 def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
@@ -115,8 +124,9 @@ def open_workplace(
 
 def _check_files(experiment: Experiment) -> None:
     """UserError where a file that the experiment starts from is missing, damaged or of other sizes. Headers tell."""
-    for check in FILE_CHECKS.values():
-        check(experiment)
+    for name, check in FILE_CHECKS.items():
+        if name == "policy" or not experiment.rl.simulator:
+            check(experiment)
 
 
 def _check_codec(experiment: Experiment) -> None:
@@ -151,7 +161,14 @@ def _check_metrics(experiment: Experiment) -> None:
     find_files(experiment.world_model_eval.metrics, experiment.world_model_eval.weights)
 
 
+def _check_policy(experiment: Experiment) -> None:
+    from wovr.policy.files import check_policy
+
+    check_policy(experiment.policy)
+
+
 FILE_CHECKS: dict[str, Callable[[Experiment], None]] = {
+    "policy": _check_policy,
     "codec": _check_codec,
     "world model": _check_world_model,
     "metrics": _check_metrics,
@@ -159,18 +176,28 @@ FILE_CHECKS: dict[str, Callable[[Experiment], None]] = {
 """What a run starts from, and what raises UserError where it is not there."""
 
 
+def stages_of(experiment: Experiment) -> list[str]:
+    """What `wovr run` runs."""
+    return list(ONLINE if experiment.rl.simulator else STAGES)
+
+
 def run_all(place: Workplace) -> None:
     """Every stage that is not done yet, and the report."""
-    _run_stages(place, list(STAGES))
+    _run_stages(place, stages_of(place.experiment))
 
 
 def run_command(place: Workplace, command: str, only: Collection[str] = ()) -> None:
     """The stages of one command, or those of them in `only`.
 
-    Only the first must have all that it needs: evaluation measures what there is.
+    Only the first must have all that it needs: evaluation measures what there is. UserError where the experiment has
+    none of them.
     """
-    names = [name for name, stage in STAGES.items() if stage.command == command]
-    _run_stages(place, [name for name in names if not only or name in only])
+    names = [name for name in STAGES if STAGES[name].command == command and (not only or name in only)]
+    if place.experiment.rl.simulator and command != "collect":
+        names = [name for name in names if name in ONLINE]
+    if not names:
+        raise UserError(f"{command}: expected an experiment with a world model, found key 'rl.simulator': true")
+    _run_stages(place, names)
 
 
 def run_stage(place: Workplace, name: str) -> None:
@@ -186,10 +213,21 @@ def run_stage(place: Workplace, name: str) -> None:
     if name != "report" and _up_to_date(done, name, section):
         place.log.info(f"{name}: done {duration(time.time() - done[name]['finished'])} ago, skipped")
         return
+    if STAGES[name].shared:
+        _work(place, name, section)
+    elif place.dist.is_main:
+        _work(place.alone(), name, section)
+    place.dist.barrier()
+    if not place.dist.is_main:
+        place.run.refresh()
+
+
+def _work(place: Workplace, name: str, section: Mapping[str, Any]) -> None:
     began = time.monotonic()
     summary = importlib.import_module(STAGES[name].module).run(place)
     seconds = time.monotonic() - began
-    place.run.mark_done(name, seconds, summary | ({"settings": section} if section else {}))
+    if place.dist.is_main:
+        place.run.mark_done(name, seconds, summary | ({"settings": section} if section else {}))
     place.log.info(f"{name}: done in {duration(seconds)}")
 
 
@@ -202,17 +240,26 @@ def duration(seconds: float) -> str:
 
 
 def _run_stages(place: Workplace, names: list[str]) -> None:
+    """One after the other, until the alarm of RL says stop."""
     for name in names:
         missing = _missing(place, name)
         if missing and name != names[0]:
             place.log.info(f"{name}: left out, it needs `wovr {STAGES[missing].command} CONFIG` first")
         else:
+            before = place.run.stages().get(name)
             run_stage(place, name)
+            after = place.run.stages()[name]
+            if after != before and after["summary"].get("alarm", {}).get("action") == "stop":
+                place.log.info(f"{name}: stopped by its alarm; the same command goes on after it")
+                return
 
 
 def _missing(place: Workplace, name: str) -> str | None:
     """The first stage, in their order, that must be done before `name` and is not."""
-    for need in STAGES[name].needs:
+    needs = STAGES[name].needs
+    if place.experiment.rl.simulator and name in ONLINE:
+        needs = () if name == "sft" else ("sft",)
+    for need in needs:
         if not place.run.stage_done(need):
             return _missing(place, need) or need
     return None

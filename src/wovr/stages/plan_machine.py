@@ -48,8 +48,8 @@ ON_GPUS = (
     f"To this come gradients between GPUs at {LINK / GB:g} GB/s and to the host at {PCIE / GB:g}, and the optimiser's "
     f"states at {GPU_MEMORY / GB:,g} GB/s or, on the host, {HOST_MEMORY / GB:g}. Starting an operation counts as "
     "nothing, so small networks take longer. The true simulator's time does not count.",
-    "Processes share training and what is encoded for it; each imagines, evaluates and holds frame_memory in host "
-    "memory. ZeRO counts in every stage; so far `wovr train-wm` alone has its flags.",
+    "Processes share training, what is encoded for it, and RL's rollouts; the first one alone simulates and evaluates. "
+    "Each holds frame_memory in host memory. ZeRO counts wherever AdamW trains.",
 )
 ON_CPUS = (
     f"{ON_CPU:.0%} of the matrix rate is reached. The true simulator's time does not count.",
@@ -112,7 +112,8 @@ class Trained:
     """What is trained, and how."""
 
     parameters: int
-    frozen: int
+    frozen: float
+    """Bytes of weights that are not trained."""
     moments: int
     """Bytes: 8 per parameter with AdamW, 4 with Muon."""
     averaged: bool
@@ -126,7 +127,7 @@ def training_memory(machine: Machine, model: Trained, step: Footprint) -> Memory
     A GPU that keeps all gradients needs room for them and for the activations that are left when each is finished;
     with more micro-batches than one, for all of both.
     """
-    P, whole = model.parameters, model.parameters + model.frozen
+    P = model.parameters
     width = 2 if machine.zero and model.bf16 else 4
     kept = 0.0 if machine.kept_on_cpu else 1 / machine.shards(2)
     gradients = kept * width * P
@@ -138,12 +139,12 @@ def training_memory(machine: Machine, model: Trained, step: Footprint) -> Memory
         backward += BUCKET * width
         update = 0.0 if machine.offload else 4 * P / machine.shards(1)  # gradients, as wide as the master weights
     if machine.zero == 3:
-        backward += min(whole, GATHERED) * width
+        backward += min(P * width + model.frozen, GATHERED * width)
         update = min(update, 4 * GATHERED)
     states = model.moments + 4 * P * model.averaged + 4 * P * bool(machine.zero)
     on_host = states + (4 * P if machine.kept_on_cpu else 0) if machine.offload else 0
     return Memory(
-        weights=width * whole / machine.shards(3),
+        weights=(width * P + model.frozen) / machine.shards(3),
         gradients=gradients,
         optimizer=0.0 if machine.offload else states / machine.shards(1),
         activations=max(backward, update),

@@ -32,7 +32,8 @@ from wovr.dit.context import layout, timesteps
 from wovr.dit.model import ActionDiT, WindowCache
 from wovr.dit.rope import rotation
 from wovr.dit.weights import is_wan
-from wovr.policy.small import SmallVLA, sft_loss
+from wovr.policy.files import OPENVLA_OFT, make_policy
+from wovr.policy.small import sft_loss
 from wovr.reward.classifier import CACHED_FRAMES, RewardClassifier, reward_loss
 from wovr.stages.experiment import Experiment
 from wovr.stages.latents import check_fit, world_loss
@@ -41,6 +42,8 @@ from wovr.stages.policy_update import rl_loss
 from wovr.stages.train_decoder import decoder_loss
 
 ConfigT = TypeVar("ConfigT", bound=Config)
+POLICY = ("sft", "rl")
+"""Trainings of the policy."""
 T = TypeVar("T")
 
 
@@ -62,7 +65,9 @@ class Networks:
     def __init__(self, experiment: Experiment, gpu: bool) -> None:
         self.experiment, self.gpu = experiment, gpu
         self.image = (experiment.simulator.image_size,) * 2
-        self.actions = len(experiment.policy.action_low)
+        self.actions = experiment.policy.action_dim
+        self.adapted = getattr(experiment.policy, "lora", None) is not None
+        """Whether adapters of the policy are trained, and not its weights."""
         self.layout = layout(experiment.world_model.context, experiment.policy.chunk_length)
         self.dit_config = _config(experiment.world_model.pretrained, experiment.world_model.dit)
         self.window = self.layout.packed(experiment.world_model.loss.chunks)
@@ -96,6 +101,7 @@ class Networks:
         With `narrow`, weights are as wide as what is computed, and not fp32.
         """
         key = ("step", name, samples, bf16, narrow, self.experiment.world_model.checkpointing)
+        narrow = narrow or (name in POLICY and self.adapted)
         return self._once(key, lambda: self._step(name, samples, bf16, bf16 and narrow))
 
     def _step(self, name: str, samples: int, bf16: bool, narrow: bool) -> Step:
@@ -122,9 +128,10 @@ class Networks:
         """The reward, in fp32, on so many frames."""
         return self._rows("reward", frames, at_once=frames if self.gpu else min(frames, CACHED_FRAMES))
 
-    def act(self, observations: int) -> Use:
-        """The policy, in fp32, on so many observations."""
-        return self._rows("rl", observations, at_once=observations)
+    def act(self, observations: int, *, bf16: bool) -> Use:
+        """The policy on so many observations. The embedded one is counted in fp32, and casts as it goes."""
+        large = self.experiment.policy.kind == OPENVLA_OFT
+        return self._rows("rl", observations, at_once=observations, bf16=bf16 and large)
 
     def codec(self, trajectories: int, *, bf16: bool) -> Codec:
         """For chunks of so many trajectories at once."""
@@ -159,17 +166,18 @@ class Networks:
         flops = first.flops + self.experiment.world_model.flow.steps * one.flops
         return Use(flops, max(first.peak() - kept, one.peak()), kept)
 
-    def _rows(self, name: str, rows: int, *, at_once: int) -> Use:
+    def _rows(self, name: str, rows: int, *, at_once: int, bf16: bool = False) -> Use:
         """So many rows of frames, `at_once` side by side."""
-        found = self._once(("rows", name), lambda: self._forward(name, SAMPLE))
+        found = self._once(("rows", name, bf16), lambda: self._forward(name, SAMPLE, bf16))
         return Use(found.flops * rows / SAMPLE, found.bytes * at_once / SAMPLE)
 
-    def _forward(self, name: str, rows: int) -> Use:
+    def _forward(self, name: str, rows: int, bf16: bool) -> Use:
         model = self._build(name).eval()
         with self._shapes() as shapes:
-            shapes.place(model)
+            shapes.place(model, torch.bfloat16 if bf16 else None)
             frames_BHWC, ids_BL = self._frames(rows), torch.zeros(rows, MAX_WORDS, dtype=torch.int64)
-            found = shapes.inference(lambda: model(frames_BHWC, ids_BL), [model])
+            beside = self._beside(rows) if name in POLICY else {}
+            found = shapes.inference(lambda: model(frames_BHWC, ids_BL, **beside), [model])
         return Use(found.flops, found.peak())
 
     def dit(self) -> ActionDiT:
@@ -195,8 +203,8 @@ class Networks:
                     return codec
                 case "reward":
                     return RewardClassifier(experiment.reward.model)
-            assert name in ("sft", "rl")
-            return SmallVLA(experiment.policy)
+            assert name in POLICY
+            return make_policy(experiment.policy.model_copy(update={"pretrained": None}))
 
     def _loss(self, name: str) -> LossFn:
         world = self.experiment.world_model
@@ -233,6 +241,7 @@ class Networks:
         policy = self.experiment.policy
         tokens = (B, policy.chunk_length * self.actions)
         seen = {"frames_BHWC": self._frames(B), "instructions": zeros(B, MAX_WORDS, dtype=torch.int64)}
+        seen |= self._beside(B) if name in POLICY else {}
         match name:
             case "reward":
                 return seen | {"labels_B": zeros(B)}
@@ -244,7 +253,14 @@ class Networks:
             "advantage_B": zeros(B),
             "weight_B": zeros(B),
             "mask_BH": zeros(B, policy.chunk_length, dtype=torch.bool),
+            "share_B": zeros(B),
         }
+
+    def _beside(self, B: int) -> dict[str, Tensor]:
+        """What the policy looks at beside the frames."""
+        policy, wrist = self.experiment.policy, {"wrist_BHWC": self._frames(B)}
+        numbers = getattr(policy, "proprio", 0)
+        return (wrist if policy.views == 2 else {}) | ({"proprio_BP": torch.zeros(B, numbers)} if numbers else {})
 
     def _frames(self, B: int) -> Tensor:
         return torch.zeros(B, *self.image, 3, dtype=torch.uint8)

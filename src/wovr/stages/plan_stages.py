@@ -18,8 +18,8 @@ from wovr.stages.hallucination import BATCH as REPLAYED
 from wovr.stages.imagined_groups import BATCH as STRETCHES
 from wovr.stages.imagined_groups import CHUNKS
 from wovr.stages.plan_codec import Use
-from wovr.stages.plan_machine import GB, Machine, Trained, step_seconds, training_memory
-from wovr.stages.plan_networks import Networks
+from wovr.stages.plan_machine import GB, PCIE, Machine, Trained, step_seconds, training_memory
+from wovr.stages.plan_networks import POLICY, Networks
 from wovr.stages.plan_parts import Memory, Part, StagePlan
 from wovr.stages.train_wm import VALIDATION_EPISODES
 
@@ -36,6 +36,7 @@ class Stages:
         self.experiment, self.machine, self.networks = experiment, machine, networks
         self.bf16 = machine.bf16("auto")  # of inference
         self.width = 2 if self.bf16 else 4
+        self.acts_in_bf16 = machine.bf16(experiment.rl.update.optim.precision)
         self.horizon, self.chunk_length = experiment.simulator.horizon, experiment.policy.chunk_length
         self.chunks = math.ceil(self.horizon / self.chunk_length)  # of a trajectory
         self.long = math.ceil(min(experiment.rl.horizon or self.horizon, self.horizon) / self.chunk_length)
@@ -48,19 +49,14 @@ class Stages:
         self.codec_weights = self.width * sum(self.codec.parameters.values())
         self.dit_weights, self.judge_weights, self.policy_weights = (
             width * sum(networks.parameters(name).values())
-            for name, width in (("world_model", self.width), ("reward", 4), ("rl", 4))
+            for name, width in (("world_model", self.width), ("reward", 4), ("rl", 2 if self.acts_in_bf16 else 4))
         )
 
     def all(self) -> Iterator[StagePlan]:
         """In the order in which they run."""
         config, parameters = self.experiment, self.networks.parameters
         sft, collect, reward, rl = config.sft.train, config.collect, config.reward.train, config.rl
-        yield StagePlan(
-            "sft",
-            parameters("sft"),
-            [self.training("sft", sft, host=self._read(self._frames(self.demonstrations)))],
-            self._saved("sft", sft) + self._frames(self.demonstrations),
-        )
+        yield self._sft(sft)
         yield StagePlan("collect", {}, [self._act(collect.episodes)], self._frames(collect.episodes))
         yield self._codec()
         disk = self._saved("reward", reward) + self._reconstructed()
@@ -91,6 +87,17 @@ class Stages:
         imagined = worlds * kinds * min(videos.trajectories, held // kinds) * longest / self.chunk_length
         host = self._read(self._frames(videos.batch_size))
         yield StagePlan("world_model_eval", {}, [self._imagine("imagine", imagined, videos.batch_size, host=host)], 0)
+
+    def _sft(self, settings: TrainConfig | None) -> StagePlan:
+        if settings is None:  # published weights, in bf16
+            weights = 2.0 * sum(self.networks.parameters("sft").values())
+            return StagePlan("sft", {}, [Part("copy", Memory(host=weights), 0, 0)], weights)
+        return StagePlan(
+            "sft",
+            self.networks.parameters("sft"),
+            [self.training("sft", settings, host=self._read(self._frames(self.demonstrations)))],
+            self._saved("sft", settings) + self._frames(self.demonstrations),
+        )
 
     def _codec(self) -> StagePlan:
         settings, host = self.experiment.codec.train, self._read(self._frames(self._episodes()))
@@ -149,16 +156,36 @@ class Stages:
     def _rl(self, updates: int) -> list[Part]:
         config = self.experiment.rl
         frame = 3 * self.experiment.simulator.image_size**2
+        frame *= self.experiment.policy.views
         host = float(self.machine.processes * self.trajectories * self.long * frame)  # what the policy saw
-        train = self._rl_training(updates)
+        train, base = self._rl_training(updates), self.policy_weights * bool(config.base_rows)
         if config.simulator:
-            return [self._act(updates * self.trajectories), self.training("rl", train, host=host)]
+            acted = self._act(updates * self.trajectories, shared=True)
+            return [acted, self.training("rl", train, host=host, frozen=base)]
         short = config.starts.keyframe_fraction
         chunks = updates * self.trajectories * (short * self.short + (1 - short) * self.long)
         starts = updates * config.groups * (2 * self.codec.encode.flops + self.codec.start_flops)
         batch = min(self.batch, self.trajectories)
-        rolled = self._imagine("imagine", chunks, batch, acts=True, more=starts, host=host)
-        return [rolled, self.training("rl", train, host=host, frozen=rolled.memory.weights - self.policy_weights)]
+        rolled = self._imagine("imagine", chunks, batch, acts=True, more=starts, host=host, shared=True)
+        world = rolled.memory.weights - self.policy_weights
+        trained = self.training("rl", train, host=host, frozen=base if config.collocated else base + world)
+        if config.collocated:
+            return self._placed(rolled, trained, world, base, updates)
+        beside = replace(rolled.memory, weights=trained.memory.weights, optimizer=trained.memory.optimizer)
+        return [replace(rolled, memory=beside), trained]
+
+    def _placed(self, rolled: Part, trained: Part, world: float, base: float, updates: int) -> list[Part]:
+        """Collocated: what one phase does not need waits on the host, where all of it has a place of its own."""
+        states = trained.memory.optimizer
+        waits = self.machine.processes * (world + base + states)
+        policy = trained.memory.weights - base
+        rolling = replace(rolled.memory, weights=world + policy, host=rolled.memory.host + waits)
+        training = replace(trained.memory, host=trained.memory.host + waits)
+        moved = updates * (world + base + 2 * states) / PCIE if self.machine.gpus else 0.0
+        return [
+            replace(rolled, memory=rolling, seconds=rolled.seconds + moved),
+            replace(trained, memory=training),
+        ]
 
     def _rl_training(self, updates: int) -> TrainConfig:
         """RL's optimiser steps as those of any training."""
@@ -193,14 +220,14 @@ class Stages:
         if samples < 1:
             expected = f"at least processes x accumulate = {machine.processes * settings.accumulate} samples"
             raise UserError(f"{name}: expected a batch of {expected}, found batch_size={settings.batch_size}")
-        if machine.zero and settings.muon_lr:
-            raise UserError(
-                f"{name}: key 'muon_lr': expected 0 under ZeRO, which shards matrices, found {settings.muon_lr}"
-            )
+        if settings.muon_lr:  # needs whole matrices: every process holds all states
+            machine = replace(machine, zero=0, offload=False)
         bf16 = machine.bf16(settings.precision)
         step = self.networks.step(name, math.ceil(samples), bf16=bf16, narrow=machine.zero > 0)
         moments = 8 * step.trainable - 4 * step.matrices * bool(settings.muon_lr)
-        model = Trained(step.trainable, step.frozen, moments, bool(settings.ema_decay), bf16, settings.accumulate)
+        narrow = bf16 and (machine.zero > 0 or (name in POLICY and self.networks.adapted))
+        frozen_bytes = step.frozen * (2 if narrow else 4)
+        model = Trained(step.trainable, frozen_bytes, moments, bool(settings.ema_decay), bf16, settings.accumulate)
         memory = training_memory(machine, model, step.footprint)
         # Weights are read in fp32 by every process, and a state passes through the first one's memory when it is saved.
         passing = max(4 * step.trainable * machine.processes, self._state(name, settings)) if machine.gpus else 0
@@ -211,9 +238,10 @@ class Stages:
     def _validate(self, train: TrainConfig, training: Memory, times: int, rounds: int) -> Part:
         """While the world model trains. Its gradients are gone, and inference has weights of its own unless those that
         are trained serve as they are (`wovr.core.weights.Weights.judged`)."""
-        machine, sharded, whole = self.machine, bool(self.machine.zero), 4 / self.width * self.dit_weights
+        zero = 0 if train.muon_lr else self.machine.zero
+        machine, sharded, whole = self.machine, zero > 0, 4 / self.width * self.dit_weights
         width = 2 if sharded and machine.bf16(train.precision) else 4
-        serves = not train.ema_decay and width == self.width and machine.zero < 3
+        serves = not train.ema_decay and width == self.width and zero < 3
         average = whole if train.ema_decay and not sharded else 0.0  # as a network of its own
         copied = 0.0 if serves or (average and self.width == 4) else self.dit_weights
         copying = whole - copied if copied and not sharded else 0.0  # as it was trained, and then cast
@@ -231,13 +259,21 @@ class Stages:
         return replace(part, memory=memory)
 
     def _imagine(
-        self, name: str, chunks: float, batch: int, *, acts: bool = False, more: float = 0.0, host: float = 0.0
+        self,
+        name: str,
+        chunks: float,
+        batch: int,
+        *,
+        acts: bool = False,
+        more: float = 0.0,
+        host: float = 0.0,
+        shared: bool = False,
     ) -> Part:
         """So many chunks, `batch` trajectories at once; `more` FLOPs beside them."""
         chunk = self.networks.chunk(batch, bf16=self.bf16)
         codec = self.networks.codec(batch, bf16=self.bf16)
         judge = self.networks.judge(batch * self.chunk_length)
-        act = self.networks.act(batch) if acts else Use(0, 0)
+        act = self.networks.act(batch, bf16=self.acts_in_bf16) if acts else Use(0, 0)
         flops = chunk.flops + codec.decode.flops * self.networks.layout.new * batch + judge.flops + act.flops
         # The steps' shared part is gone when frames are decoded.
         activations = max(chunk.bytes, *(use.bytes - chunk.kept for use in (codec.decode, judge, act)))
@@ -247,7 +283,7 @@ class Stages:
             caches=chunk.kept + codec.decode.kept,
             host=host,
         )
-        return self._use(name, memory, flops * chunks / batch + more)
+        return self._use(name, memory, flops * chunks / batch + more, shared=shared)
 
     def _stretches(self, draws: int, host: float, rounds: int) -> Part:
         """What `wovr.stages.imagined_groups` imagines for a training."""
@@ -266,10 +302,10 @@ class Stages:
         memory = Memory(self.codec_weights, activations=activations, host=host)
         return self._use("reconstruct", memory, flops, "training", shared=shared)
 
-    def _act(self, episodes: int) -> Part:
-        act = self.networks.act(REPLAYED)
+    def _act(self, episodes: int, *, shared: bool = False) -> Part:
+        act = self.networks.act(REPLAYED, bf16=self.acts_in_bf16)
         flops = act.flops * episodes * self.chunks / REPLAYED
-        return self._use("roll out", Memory(self.policy_weights, activations=act.bytes), flops)
+        return self._use("roll out", Memory(self.policy_weights, activations=act.bytes), flops, shared=shared)
 
     def _use(
         self,

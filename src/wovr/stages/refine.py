@@ -14,8 +14,8 @@ from wovr.kir.bank import KeyframeBank
 from wovr.stages import keyframes
 from wovr.stages.data import names_of, refine_purpose, split
 from wovr.stages.experiment import Workplace
+from wovr.stages.policies import acting_policy, trained_policy
 from wovr.stages.rl import IMAGINATION, train_policy
-from wovr.stages.sft import load_policy
 from wovr.stages.train_decoder import train_decoder
 from wovr.stages.train_reward import train_reward
 from wovr.stages.train_wm import validator, world_training
@@ -26,8 +26,15 @@ FIRST_INIT = 1000
 
 
 def run(place: Workplace) -> dict[str, Any]:
-    """All rounds; a round or part of one that is complete is skipped."""
-    return {f"round_{r}": _round(place, r) for r in range(1, place.experiment.refine.rounds + 1)}
+    """All rounds, or those up to one that the alarm stops; a round or part of one that is complete is skipped."""
+    summary: dict[str, Any] = {}
+    for number in range(1, place.experiment.refine.rounds + 1):
+        summary[f"round_{number}"] = found = _round(place, number)
+        alarm = found.get("rl", {}).get("alarm", {})
+        if alarm.get("action") == "stop":
+            summary["alarm"] = alarm
+            break
+    return summary
 
 
 def round_folder(place: Workplace, number: int) -> Path:
@@ -47,25 +54,25 @@ def last_policy(place: Workplace) -> Path | None:
 def _round(place: Workplace, number: int) -> dict[str, Any]:
     config, folder = place.experiment, round_folder(place, number)
     before = place.run.path if number == 1 else round_folder(place, number - 1)
-    policy = load_policy(before / IMAGINATION)
     purpose = refine_purpose(number)
-    collect_episodes(
-        place,
-        policy,
-        config.refine.episodes,
-        purpose=purpose,
-        name=f"rl-round-{number - 1}",
-        first_init=number * FIRST_INIT,
+    place.dist.on_main(
+        lambda: collect_episodes(
+            place.alone(),
+            acting_policy(place, before / IMAGINATION),
+            config.refine.episodes,
+            purpose=purpose,
+            name=f"rl-round-{number - 1}",
+            first_init=number * FIRST_INIT,
+        )
     )
     summary: dict[str, Any] = {}
     if not (folder / WORLD_CODEC).is_file():
         summary |= _refine_models(place, number, before, folder)
-    if not (folder / BANK).is_file():
-        _mine_again(place, purpose, before, folder)
+    place.dist.on_main(lambda: _mine_again(place, purpose, before, folder))
     if not (folder / IMAGINATION).is_file():
         summary["rl"] = train_policy(
             place,
-            policy,
+            trained_policy(config, before / IMAGINATION),
             config.refine.updates,
             folder / IMAGINATION,
             folder=folder,
@@ -112,7 +119,9 @@ def _gentler(settings: TrainConfig, steps: int, rate: float) -> TrainConfig:
 
 
 def _mine_again(place: Workplace, purpose: str, before: Path, folder: Path) -> None:
-    """Keyframes of the new failures; first frames of the new and the older rollouts."""
+    """Keyframes of the new failures; first frames of the new and the older rollouts. Not again where they are there."""
+    if (folder / BANK).is_file():
+        return
     names, _ = split(names_of(place.episodes(), purpose), place.experiment.collect.held_out)
     new = keyframes.mine(place, names, folder / REWARD, folder / DIT)
     old = KeyframeBank.load(newest(before, BANK))

@@ -1,153 +1,132 @@
 """Reinforcement learning in imagination (4.2): imagined groups from first frames and keyframes, masked GRPO.
 
-No true rollout is used, unless `rl.simulator` asks for the paper's online baseline.
+No true rollout is used, unless `rl.simulator` asks for the paper's online baseline, or `rl.alarm` for a look at truth.
+Every rank rolls out its share of the groups, then all train together on all of them.
 """
 
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
-
-from wovr.core.checkpoint import save_model
-from wovr.core.errors import UserError
 from wovr.core.train import Trainer
-from wovr.envs.base import Simulator
-from wovr.envs.chunked import ChunkedSimulator
-from wovr.imagine.load import BANK, DIT, REWARD, WORLD_CODEC, load_reward, load_world_model
-from wovr.imagine.rollout import RolloutBatch, rollout
-from wovr.imagine.world import ImaginedWorld
-from wovr.kir.bank import KeyframeBank
-from wovr.kir.mine import FIRST_FRAME
-from wovr.kir.sampler import draw_starts
-from wovr.policy.small import SmallVLA
+from wovr.policy.base import Policy
+from wovr.policy.files import PolicyModule
+from wovr.stages.alarm import ROLLOUT, Alarm
 from wovr.stages.experiment import Workplace
+from wovr.stages.groups import Imagination, Roll, check_ranks, true_groups
+from wovr.stages.phases import Phases
+from wovr.stages.policies import Acting, frozen_policy, save_trained, trained_policy
 from wovr.stages.policy_update import update_policy
-from wovr.stages.sft import POLICY, load_policy
-from wovr.stages.true_rollouts import training_starts
+from wovr.stages.sft import POLICY
 
 IMAGINATION = Path("rl/policy.safetensors")
-
+ALARM = "alarm.json"
+SHOWN = ("success", "valid_steps", "kl_base", "frames_per_second")
+"""Beside the progress bar."""
 
 ROUND = 10_000
 """Rollout numbers of refinement round r start at r * ROUND, so that every phase has draws of its own."""
 
-Roll = Callable[[SmallVLA, int], RolloutBatch]
-"""(policy, number of the rollout) -> one batch of groups."""
-
 
 def run(place: Workplace) -> dict[str, Any]:
     """Write `rl/policy.safetensors`, the base policy after `rl.updates` updates."""
-    policy = load_policy(place.run.path / POLICY)
+    policy = trained_policy(place.experiment, place.run.path / POLICY)
     return train_policy(
         place, policy, place.experiment.rl.updates, place.run.path / IMAGINATION, folder=place.run.path, name="rl"
     )
 
 
 def train_policy(
-    place: Workplace, policy: SmallVLA, updates: int, path: Path, *, folder: Path, name: str, number_of_round: int = 0
+    place: Workplace,
+    policy: PolicyModule,
+    updates: int,
+    path: Path,
+    *,
+    folder: Path,
+    name: str,
+    number_of_round: int = 0,
 ) -> dict[str, Any]:
-    """GRPO with the world model, reward and keyframes below `folder`; resumes at the last saved update."""
-    config = place.experiment.rl
-    trainer = Trainer(policy, config.update.optim, place.dist, updates)
+    """GRPO with the world model, reward and keyframes below `folder`; resumes at the last saved update.
+
+    The summary is the log of the last update, and under `alarm` what the alarm said where it ended the phase. UserError
+    where the ranks do not divide the groups.
+    """
+    config, dist = place.experiment.rl, place.dist
+    check_ranks(place)
+    base = frozen_policy(place, place.run.path / POLICY) if config.base_rows else None
+    trainer = Trainer(policy, config.update.optim, dist, config.update.steps(updates))
     state = path.parent / "policy.state"
     metadata = trainer.resume(state)
     done = int(metadata["update"]) if metadata else 0
-    last: dict[str, float] = {}
-    with _rolls(place, folder, name) as roll, place.log.progress(name, updates, done) as bar:
-        for update in range(done, updates):
+    phases = Phases(trainer, base, collocated=config.collocated)
+    last: dict[str, Any] = {}
+    warned = False
+    with _worlds(place, folder, name, path, phases) as (roll, alarm), place.log.progress(name, updates, done) as bar:
+        for update in range(done, updates + 1):
+            acting = Acting(cast(Policy, trainer.acting()), dist, config.update.optim.precision)
+            if alarm is not None and alarm.is_due(update, updates):
+                with phases.rollouts():
+                    verdict = alarm.look(update, acting)
+                if verdict.exploited and config.alarm.action != "warn":
+                    last["alarm"] = {"action": config.alarm.action, **verdict.metrics()}
+                    break
+            if update == updates:
+                break
             number = number_of_round * ROUND + update
-            began = time.monotonic()
-            rollouts = roll(policy.eval(), number)
-            speed = float(rollouts.steps_N.sum()) / (time.monotonic() - began)
-            last = update_policy(trainer, rollouts, config.update, seed=place.experiment.seed, number=number)
-            last["frames_per_second"] = speed
+            with phases.rollouts():
+                rollouts = roll(acting, number)
+            with phases.training():
+                logs = update_policy(
+                    trainer,
+                    rollouts,
+                    config.update,
+                    seed=place.experiment.seed,
+                    number=number,
+                    base=base,
+                    base_rows=config.base_rows,
+                )
+            speed = float(rollouts.steps_N.sum()) / phases.seconds["rollout"]
+            last = logs | phases.metrics() | {"frames_per_second": speed}
+            warned = warned or _warn(place, name, update + 1, last)
             place.log.metrics(name, update + 1, last)
-            bar.advance(1, success=last["success"], frames_per_second=speed)
+            bar.advance(1, **{key: last[key] for key in SHOWN if key in last})
             if (update + 1) % config.checkpoint_every == 0:
                 trainer.save(state, update=str(update + 1))
-    save_model(path, policy, policy.config)
-    shutil.rmtree(state, ignore_errors=True)
+    with phases.training():
+        result = trainer.result()
+        trainer.close()
+    dist.on_main(lambda: save_trained(path, cast(PolicyModule, result)))
+    dist.on_main(lambda: shutil.rmtree(state, ignore_errors=True))
     return last
 
 
 @contextmanager
-def _rolls(place: Workplace, folder: Path, name: str) -> Iterator[Roll]:
-    if not place.experiment.rl.simulator:
-        yield _in_imagination(place, folder)
+def _worlds(
+    place: Workplace, folder: Path, name: str, path: Path, phases: Phases
+) -> Iterator[tuple[Roll, Alarm | None]]:
+    """Where groups come from, and the alarm where it is on: the true simulator has no imagination to be fooled by."""
+    if place.experiment.rl.simulator:
+        with true_groups(place, name) as roll:
+            yield roll, None
         return
-    with closing(place.simulator()) as simulator:
-        yield _in_simulator(place, simulator, name)
+    imagination = Imagination.load(place, folder)
+    phases.add_world(imagination.modules, imagination.world.leave)
+    settings = place.experiment.rl.alarm
+    alarm = Alarm(place, name, path.parent / ALARM, lambda policy: imagination.look(policy, settings.rollouts, ROLLOUT))
+    yield imagination.groups, alarm if settings.action != "off" else None
 
 
-def _in_imagination(place: Workplace, folder: Path) -> Roll:
-    config, experiment = place.experiment.rl, place.experiment
-    model = load_world_model(folder / WORLD_CODEC, folder / DIT, place.dist.device)
-    world = ImaginedWorld(model, load_reward(folder / REWARD, place.dist.device), experiment.simulator.horizon)
-    bank = KeyframeBank.load(folder / BANK)
-
-    def roll(policy: SmallVLA, number: int) -> RolloutBatch:
-        starts = draw_starts(bank, config.groups, config.starts, seed=experiment.seed, update=number)
-        longest = config.horizon or world.horizon
-        limits = [config.keyframe_steps if start.reason != FIRST_FRAME else longest for start in starts]
-        return _rollout(place, world, policy, starts, number, limits, config.rollout_batch)
-
-    return roll
-
-
-def _in_simulator(place: Workplace, simulator: Simulator, name: str) -> Roll:
-    """Groups of which the simulator lost a trajectory are dropped."""
-    config = place.experiment.rl
-    world = ChunkedSimulator(simulator, place.experiment.policy.chunk_length)
-
-    def roll(policy: SmallVLA, number: int) -> RolloutBatch:
-        starts = training_starts(simulator, range(config.groups), number * config.groups)
-        batch = _rollout(place, world, policy, starts, number, None, min(config.rollout_batch, simulator.max_batch))
-        lost = int(batch.lost_N.sum())
-        place.run.add_rollouts(
-            "online",
-            episodes=len(batch) - lost,
-            steps=int(batch.steps_N[~batch.lost_N].sum()),
-            lost=lost,
-            stage=name,
-            key=f"online/{number}",
-        )
-        if not lost:
-            return batch
-        whole_N = ~np.isin(batch.group_N, batch.group_N[batch.lost_N])
-        if not whole_N.any():
-            raise UserError(
-                f"{name}: expected groups of true rollouts, found every one with some lost by the simulator"
-            )
-        return batch.select(whole_N)
-
-    return roll
-
-
-def _rollout(
-    place: Workplace,
-    world: Any,
-    policy: SmallVLA,
-    starts: Sequence[Any],
-    number: int,
-    limits: list[int] | None,
-    batch_size: int,
-) -> RolloutBatch:
-    config = place.experiment.rl
-    return rollout(
-        world,
-        policy,
-        starts,
-        seed=place.experiment.seed,
-        number=number,
-        group_size=config.update.grpo.group_size,
-        batch_size=batch_size,
-        temperature=config.update.temperature,
-        correlation=config.update.correlation,
-        limits=limits,
+def _warn(place: Workplace, name: str, update: int, logs: dict[str, float]) -> bool:
+    """Say so where ratios do not begin at 1."""
+    gap, most = logs.get("log_prob_gap", 0.0), place.experiment.rl.largest_gap
+    if gap <= most:
+        return False
+    place.log.info(
+        f"{name}: update {update}: log-probabilities in training differ from the rollout's by {gap:.3g} nats a token, "
+        f"more than rl.largest_gap={most:g}: ratios do not begin at 1; try precision fp32"
     )
+    return True
