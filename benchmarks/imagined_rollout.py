@@ -9,14 +9,10 @@ succeeds, so every trajectory runs to the horizon. The first rollout warms up; t
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from machine import device, now, write
+from machine import PARTS, device, now, watched, write
 
 from wovr.codec.conv import ConvCodec, ConvCodecConfig
 from wovr.core.checkpoint import load_model
@@ -33,40 +29,6 @@ from wovr.policy.small import SmallVLA, SmallVLAConfig
 from wovr.reward.classifier import RewardClassifier, RewardClassifierConfig
 
 HORIZON, MEMORY, IMAGE, ACTION_DIM, CHUNK = 48, 4, 64, 3, 8
-PARTS = {
-    "policy": ("act",),
-    "dit": ("forward", "precompute"),
-    "decode": ("decode",),
-    "reward": ("probability",),
-}
-
-
-class Stopwatch:
-    """Adds up the time spent in methods of live objects. Calls inside a timed call count once."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._running = False
-
-    def watch(self, part: str, owner: Any, method: str) -> None:
-        inner = getattr(owner, method)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self._timing(part):
-                return inner(*args, **kwargs)
-
-        setattr(owner, method, timed)
-
-    @contextmanager
-    def _timing(self, part: str) -> Iterator[None]:
-        if self._running:
-            yield
-            return
-        self._running = True
-        begin = now()
-        yield
-        self.seconds[part] += now() - begin
-        self._running = False
 
 
 def build(run: Path | None, device: str) -> tuple[ImaginedWorld, SmallVLA]:
@@ -84,10 +46,10 @@ def build(run: Path | None, device: str) -> tuple[ImaginedWorld, SmallVLA]:
     return ImaginedWorld(model, reward, HORIZON), policy.to(device)
 
 
-def starts(count: int) -> list[StartState]:
+def starts(count: int, image: int = IMAGE, action_dim: int = ACTION_DIM) -> list[StartState]:
     random = np.random.default_rng(0)
-    frames = random.integers(0, 256, (count, 1 + MEMORY, IMAGE, IMAGE, 3), dtype=np.uint8)
-    actions = np.tile(no_motion(ACTION_DIM), (MEMORY, 1))
+    frames = random.integers(0, 256, (count, 1 + MEMORY, image, image, 3), dtype=np.uint8)
+    actions = np.tile(no_motion(action_dim), (MEMORY, 1))
     task = "put the red block on the green plate"
     return [StartState(frame[0], frame[1:], actions, task, 0, "demo_0", 0, "first_frame") for frame in frames]
 
@@ -103,10 +65,7 @@ def main() -> None:
 
     world, policy = build(arguments.run, device())
     owners = {"policy": policy, "dit": world.model.dit, "decode": world.model.codec, "reward": world.reward}
-    watch = Stopwatch()
-    for part, methods in PARTS.items():
-        for method in methods:
-            watch.watch(part, owners[part], method)
+    watch = watched(owners)
     runs = []
     for number in range(1 + arguments.repeats):
         watch.seconds.clear()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,6 +26,15 @@ WAN = load_experiment(Path(__file__).parents[1] / "configs" / "libero.yaml").wor
 """Wan2.2-TI2V-5B as published for WoVR; 256 x 256 images are 16 x 16 latents."""
 SIZES = {"tiny": (TINY, 8), "5b": (WAN, 16)}
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
+
+
+PARTS = {
+    "policy": ("act",),
+    "dit": ("forward", "precompute"),
+    "decode": ("decode",),
+    "reward": ("probability",),
+}
+"""Who spends an imagined rollout's time, and in which methods."""
 
 
 def device() -> str:
@@ -92,6 +102,43 @@ def _matrix(shape: tuple[int, ...], dtype: torch.dtype, rows: bool) -> torch.Ten
     if rows:
         return torch.randn(shape, device=device()).to(dtype)
     return torch.randn(*shape[:-2], shape[-1], shape[-2], device=device()).to(dtype).transpose(-1, -2)
+
+
+class Stopwatch:
+    """Adds up the time spent in methods of live objects. Calls inside a timed call count once."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._running = False
+
+    def watch(self, part: str, owner: Any, method: str) -> None:
+        inner = getattr(owner, method)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self._timing(part):
+                return inner(*args, **kwargs)
+
+        setattr(owner, method, timed)
+
+    @contextmanager
+    def _timing(self, part: str) -> Iterator[None]:
+        if self._running:
+            yield
+            return
+        self._running = True
+        begin = now()
+        yield
+        self.seconds[part] += now() - begin
+        self._running = False
+
+
+def watched(owners: Mapping[str, Any]) -> Stopwatch:
+    """A stopwatch on the PARTS of a rollout."""
+    watch = Stopwatch()
+    for part, methods in PARTS.items():
+        for method in methods:
+            watch.watch(part, owners[part], method)
+    return watch
 
 
 def peak_gigabytes() -> float | None:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from wovr.core.errors import UserError
 from wovr.stages.pipeline import load_experiment
 from wovr_cli.arguments import ConfigFile, Overrides, Plain, RunPath, Wandb, packaged
 
@@ -91,17 +92,42 @@ def doctor(
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
-    out: Annotated[Path, typer.Argument(metavar="FILE", help="Safetensors file to write.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Safetensors file to write; of a policy, a folder.")],
+    what: Annotated[str, typer.Option(metavar="world-model|policy", help="What to write.")] = "world-model",
 ) -> None:
-    """Write the newest world model as WoVR checkpoints are published.
+    """Write the newest world model or policy as they are published.
 
-    The names of the tensors are those of Wan2.2 plus `action_mlp1` and `action_mlp2`, in bf16. The same file serves
-    as `world_model.pretrained`, with the network's sizes and switches in `world_model.dit`; other programs know a
-    network without `action_positions`, `action_sums` and `causal_context` only.
+    Of a world model the names of the tensors are those of Wan2.2 plus `action_mlp1` and `action_mlp2`, in bf16. The
+    same file serves as `world_model.pretrained`, with the network's sizes and switches in `world_model.dit`; other
+    programs know a network without `action_positions`, `action_sums` and `causal_context` only.
+
+    A policy is written as OpenVLA-OFT's are, its adapters merged, and serves as `policy.pretrained`.
     """
+    if what not in ("world-model", "policy"):
+        raise UserError(f"--what: expected world-model or policy, found {what!r}")
+    if what == "policy":
+        _export_policy(run, out)
+        return
     from wovr.dit.weights import save_wan
     from wovr.imagine.load import DIT, load_dit, newest
 
     dit, _, _ = load_dit(newest(run, DIT))
     save_wan(out, dit)
+    print(f"wrote {out}")
+
+
+def _export_policy(run: Path, out: Path) -> None:
+    from wovr.imagine.load import newest
+    from wovr.policy.files import load_policy
+    from wovr.policy.small import SmallVLA
+    from wovr.stages.rl import IMAGINATION
+    from wovr.stages.sft import POLICY
+
+    path = newest(run, IMAGINATION) if (run / IMAGINATION).is_file() else run / POLICY
+    policy = load_policy(path)
+    if isinstance(policy, SmallVLA):
+        raise UserError(f"{path}: expected an OpenVLA-OFT, found the embedded policy, which has no published form")
+    from wovr.policy.openvla_oft.published import save_published
+
+    save_published(out, policy)
     print(f"wrote {out}")

@@ -84,6 +84,18 @@ def test_splits_do_not_change_a_run(prepared: Path, alone: Path, tmp_path: Path,
     assert_same_policy(alone, path, 1e-4)
 
 
+def test_two_processes_share_true_rollouts(prepared: Path, tmp_path: Path) -> None:
+    online = ("rl.simulator=true", "rl.updates=5", "rl.update.temperature=3.0", "simulator.horizon=16")
+    online += ("rl.update.grpo={group_size: 4, min_successes: 0, min_failures: 0, gamma: 0.99}",)
+    paths = [ready(prepared, tmp_path / name, experiment(*online)) for name in ("alone", "two")]
+    for processes, path in zip((1, 2), paths, strict=True):
+        done = wovr("rl", CONFIG, *CHANGES, *online, "--run", path, "--nproc", processes)
+        assert done.returncode == 0, done.stderr
+    assert_same_updates(*paths, 1e-5)
+    ledgers = [(path / "ledger.jsonl").read_text() for path in paths]
+    assert ledgers[0] == ledgers[1] and ledgers[0].count('"online"') == 5, "written once, for all"
+
+
 WORKER = """
 import os, signal, sys
 from pathlib import Path

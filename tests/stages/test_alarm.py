@@ -16,6 +16,7 @@ from wovr.envs.chunked import Chunk
 from wovr.imagine.load import BANK
 from wovr.kir.bank import KeyframeBank
 from wovr.stages import pipeline, rl
+from wovr.stages.curves import curves
 from wovr.stages.experiment import Experiment
 from wovr.stages.groups import Imagination
 
@@ -105,6 +106,8 @@ def test_the_alarm_warns_and_rl_goes_on(toy, prepared, tmp_path, hackable, capfd
     spent = [line for line in ledger if line["purpose"] == "alarm"]
     assert [line["key"] for line in spent] == ["alarm/rl/0", "alarm/rl/4", "alarm/rl/8"]
     assert [line["episodes"] for line in spent] == [16, 16, 16]
+    drawn = "".join(curves(read_records(path / "metrics.jsonl")))
+    assert "RL: how far success has risen" in drawn and "Divergence from the base policy" in drawn
 
 
 @pytest.mark.parametrize(("action", "goes_on"), [("stop", False), ("refine", True)])

@@ -22,6 +22,7 @@ LIBERO = (
     "simulator={kind: libero, tasks: [put_the_bowl_on_the_plate], image_size: 64, horizon: 72, workers: 2}",
     "simulator.wrist=true",
     "policy={action_low: [-1, -1, -1, -1, -1, -1, -1], action_high: [1, 1, 1, 1, 1, 1, 1]}",
+    "world_model.dit.action_dim=7",
     "sft.demonstrations=1",
     "sft.skill=1.0",
     "sft.offset=[0.0, 0.0]",
@@ -63,6 +64,26 @@ def test_a_killed_worker_costs_its_episode_alone(toy, tmp_path, monkeypatch):
         ("collect/0", 1, 1),
         ("collect/2", 2, 0),
     ]
+
+
+def test_a_policy_of_two_views_and_proprioception(toy, tmp_path):
+    """Fitted to demonstrations, rolled out and trained online; imagination shows neither, and says so at once."""
+    vit = "{width: 16, depth: 2, heads: 2, mlp_width: 16}"
+    oft = (
+        f"policy={{kind: openvla_oft, views: 2, proprio: 8, image_size: 28, dino: {vit}, siglip: {vit}, "
+        "llama: {width: 16, layers: 1, heads: 2, mlp_width: 16}}"
+    )
+    few = ("simulator.horizon=16", "collect.episodes=2", "rl.updates=1", "rl.groups=2", "rl.update.temperature=3.0")
+    overrides = [oft if one.startswith("policy=") else one for one in LIBERO]
+    with pipeline.open_workplace(toy(*overrides, *few, "rl.simulator=true"), tmp_path / "run", plain=True) as place:
+        for name in ("sft", "collect", "rl"):
+            pipeline.run_stage(place, name)
+        assert place.run.ledger()["online"]["episodes"] == 4
+    with (
+        pipeline.open_workplace(toy(*overrides, *few), tmp_path / "other", plain=True) as place,
+        pytest.raises(UserError, match=r"key 'policy\.views': expected 1 .* imagination"),
+    ):
+        pipeline.run_all(place)
 
 
 def test_a_task_without_a_scripted_hand_asks_for_recordings(toy, tmp_path):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
+from wovr_cli.main import app
 
 from tests.stages.conftest import CONFIG, TOY
 from tests.stages.prepared import SIGNAL, prepare, ready, updates
@@ -82,6 +84,14 @@ def test_adapters_under_zero_3_in_two_processes(prepared: Path, tmp_path: Path) 
     ours, theirs = load_tensors(alone / IMAGINATION)[0], load_tensors(two / IMAGINATION)[0]
     for name, value in ours.items():
         torch.testing.assert_close(theirs[name], value, rtol=0, atol=1e-4)
+
+
+def test_the_newest_policy_is_exported_as_others_read_it(prepared: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["export", str(prepared), str(tmp_path / "out"), "--what", "policy"])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out/model.safetensors.index.json").is_file()
+    wrong = CliRunner().invoke(app, ["export", str(prepared), str(tmp_path / "out"), "--what", "polcy"])
+    assert wrong.exit_code == 2
 
 
 def test_published_weights_serve_as_they_are(prepared: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from wovr.stages.pipeline import STAGES
 from wovr.stages.plan import advise, make_plan
 from wovr.stages.plan_machine import GB, Machine, Trained, step_seconds, this_machine, training_memory
 from wovr.stages.plan_networks import Networks
+from wovr.stages.plan_parts import Part
 from wovr.stages.plan_stages import Stages
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -262,8 +263,9 @@ def test_recipes_for_small_gpus_fit(libero: Networks) -> None:
     for size in (24, 48):
         machine = Machine(1, size * GB, zero=2, offload=True)
         overlaid = load_config(Experiment, CONFIGS / f"libero_goal_{size}gb.yaml")
-        assert not make_plan(overlaid, machine, libero).too_large
-        assert make_plan(overlaid, replace(machine, offload=False), libero).too_large, "they need the host"
+        networks = Networks(overlaid, gpu=True)  # of another policy
+        assert not make_plan(overlaid, machine, networks).too_large
+        assert make_plan(overlaid, replace(machine, offload=False), networks).too_large, "they need the host"
         assert make_plan(libero.experiment, machine, libero).too_large
 
 
@@ -279,9 +281,10 @@ def test_recipes_of_the_paper_fit_eight_gpus_of_80_gb(suite: str, libero: Networ
 
 @pytest.fixture(scope="module")
 def shallow() -> Networks:
-    """A recipe whose network has 2 blocks of 30: 443 M parameters."""
+    """A recipe whose network has 2 blocks of 30, 443 M parameters, and the embedded policy."""
     overrides = ["world_model.dit.depth=2", "rl.rollout_batch=1", "world_model_eval.batch_size=1"]
-    return Networks(load_config(Experiment, CONFIGS / "libero_goal.yaml", overrides), gpu=True)
+    overrides.append(f"policy={{action_low: {[-1] * 7}, action_high: {[1] * 7}}}")
+    return Networks(load_config(Experiment, CONFIGS / "libero.yaml", overrides), gpu=True)
 
 
 @pytest.mark.parametrize(
@@ -315,6 +318,30 @@ def test_advice_is_enough_and_no_more(
     for name in advice.changes:
         if not (name == "--zero" and "--offload" in advice.changes):  # which asks for one
             assert not fits({other: value for other, value in advice.changes.items() if other != name}), name
+
+
+def test_the_papers_policy_is_collocated_where_both_do_not_fit(libero: Networks) -> None:
+    """The plan counts what waits on the host, and the time that moves take."""
+    apart = changed(libero.experiment, "rl.collocated=false")
+    machine = Machine(8, 76 * GB, zero=2)
+    advice = advise(apart, machine, libero)
+    assert "rl.collocated" in advice.changes and not advice.plan.too_large
+
+    def phases(experiment: Experiment) -> dict[str, Part]:
+        stage = next(stage for stage in make_plan(experiment, machine, libero).stages if stage.name == "rl")
+        return {part.name: part for part in stage.parts}
+
+    resident, moved = phases(apart), phases(libero.experiment)
+    world = moved["imagine"].memory.weights - 2 * 7_541_237_184
+    states = resident["train"].memory.optimizer
+    base = 2 * 7_541_237_184
+    assert 11.4 * GB < world < 11.6 * GB
+    assert resident["train"].memory.weights - moved["train"].memory.weights == pytest.approx(world)
+    assert resident["imagine"].memory.total - moved["imagine"].memory.total == pytest.approx(states + base)
+    for name in ("imagine", "train"):
+        more = moved[name].memory.host - resident[name].memory.host
+        assert more == pytest.approx(8 * (world + base + states))
+    assert moved["imagine"].seconds > resident["imagine"].seconds
 
 
 def test_advice_may_not_be_enough(shallow: Networks) -> None:

@@ -146,6 +146,21 @@ def test_online_groups_with_a_lost_trajectory_are_dropped(toy, tmp_path, losing)
     assert (line["episodes"], line["lost"]) == (4, 2)
 
 
+def test_online_rl_needs_no_world_model(toy, tmp_path):
+    """The whole run: nothing is collected, trained or imagined but the policy."""
+    experiment = toy(
+        "rl.simulator=true", "rl.updates=2", "codec.pretrained=/nowhere/codec.safetensors", "codec.train=null"
+    )
+    with pipeline.open_workplace(experiment, tmp_path, plain=True) as place:
+        pipeline.run_all(place)
+        assert list(place.run.stages()) == ["sft", "rl", "eval", "report"]
+        with pytest.raises(UserError, match="refine: expected an experiment with a world model"):
+            pipeline.run_command(place, "refine")
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"episodes", "sft", "rl", "eval", "report"}
+    lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    assert [line["purpose"] for line in lines] == ["demonstrations", "online", "online", "evaluation", "evaluation"]
+
+
 def test_closing_follows_an_error_too(toy, tmp_path, losing, monkeypatch):
     experiment = toy()
     run(experiment, tmp_path, "sft")

@@ -62,6 +62,11 @@ class SmallVLAConfig(Config):
         return 1
 
     @property
+    def proprio(self) -> int:
+        """Nor does it read proprioception."""
+        return 0
+
+    @property
     def pretrained(self) -> None:
         """It is fitted to demonstrations from scratch."""
         return None

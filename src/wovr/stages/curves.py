@@ -33,6 +33,7 @@ def curves(records: Sequence[Record]) -> list[Markup]:
     rl = rl_records(records)
     if rl:
         found += _rl_curves(rl)
+    found += _alarm_curves(records)
     validated = [
         (title, [line for line in phase if "validation/agreement" in line])
         for stage in ("world_model", "own_memory")
@@ -90,7 +91,7 @@ def rl_records(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 def _rl_curves(rl: Mapping[str, Sequence[Record]]) -> list[Markup]:
     """One axis of updates over all phases."""
-    success, entropy = [], []
+    success, entropy, apart = [], [], []
     x: list[float] = []
     dropped: dict[str, list[float]] = {"kept": [], "all failed": [], "all succeeded": []}
     for stage, phase in rl.items():
@@ -98,6 +99,7 @@ def _rl_curves(rl: Mapping[str, Sequence[Record]]) -> list[Markup]:
         label = "RL in imagination" if stage == "rl" else f"after PACE {stage.removeprefix('refine-').split('/')[0]}"
         success.append(Series(label, updates, _values(phase, "success")))
         entropy.append(Series(label, updates, _values(phase, "entropy")))
+        apart.append(Series(label, updates, _values(phase, "kl_base")))
         x += updates
         for line in phase:
             failed, succeeded = line["groups_failed"], line["groups_succeeded"]
@@ -108,9 +110,31 @@ def _rl_curves(rl: Mapping[str, Sequence[Record]]) -> list[Markup]:
         lines(success, title="Imagined success", x="update", y="%", percent=True),
         stacked(x, dropped, title="Groups: kept, or dropped for want of a signal", x_label="update", y="groups"),
     ]
-    if any(value is not None for one in entropy for value in one.y):  # an update without a signal has none
-        found.append(lines(entropy, title="Policy entropy per action token", x="update", y="nats"))
+    for series, title in ((entropy, "Policy entropy per action token"), (apart, "Divergence from the base policy")):
+        if any(value is not None for one in series for value in one.y):  # an update without a signal has none
+            found.append(lines(series, title=title, x="update", y="nats"))
     return found
+
+
+def _alarm_curves(records: Sequence[Record]) -> list[Markup]:
+    """What the alarm saw, one plot per phase of RL."""
+    looks: dict[str, dict[int, Record]] = {}
+    for line in records:
+        if line["stage"].endswith("/alarm"):
+            looks.setdefault(line["stage"].removesuffix("/alarm"), {})[line["step"]] = line
+    return [
+        lines(
+            [
+                Series(label, sorted(phase), [phase[step][key] for step in sorted(phase)])
+                for key, label in (("imagined_rise", "in imagination"), ("true_rise", "in truth"))
+            ],
+            title=f"{'RL' if name == 'rl' else 'PACE, RL'}: how far success has risen",
+            x="update",
+            y="points",
+            percent=True,
+        )
+        for name, phase in looks.items()
+    ]
 
 
 def _steps(phase: Sequence[Record]) -> list[float]:

@@ -76,6 +76,8 @@ STAGES: dict[str, Stage] = {
 """In the order in which `wovr run` runs them."""
 ONLINE = ("sft", "rl", "eval", "report")
 """Stages of an experiment with `rl.simulator=true`, which has no world model; each needs `sft` alone."""
+IMAGINING = ("train-wm", "rl", "refine")
+"""Commands that make a world model for the policy, or let it act in one."""
 
 
 def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
@@ -151,6 +153,11 @@ def _check_world_model(experiment: Experiment) -> None:
             f"key 'world_model.dit.channels': expected {codec.wan.channels} as in `codec.wan`, "
             f"found {world.dit.channels}"
         )
+    if sized and world.dit.action_dim != experiment.policy.action_dim:
+        raise UserError(
+            f"key 'world_model.dit.action_dim': expected {experiment.policy.action_dim} as the policy has, "
+            f"found {world.dit.action_dim}"
+        )
     if sized and world.pretrained is not None:
         check_wan(world.pretrained, world.dit, layout(world.context, experiment.policy.chunk_length))
 
@@ -181,8 +188,20 @@ def stages_of(experiment: Experiment) -> list[str]:
     return list(ONLINE if experiment.rl.simulator else STAGES)
 
 
+def _check_sight(experiment: Experiment) -> None:
+    """UserError where a policy is to act in imagination and looks at what imagination does not show."""
+    policy = experiment.policy
+    key = "views" if policy.views == 2 else "proprio"
+    if not experiment.rl.simulator and (policy.views == 2 or policy.proprio):
+        raise UserError(
+            f"key 'policy.{key}': expected {1 if key == 'views' else 0} for RL in imagination, which shows the scene's "
+            f"frames alone, found {getattr(policy, key)}; rl.simulator=true trains in the true simulator"
+        )
+
+
 def run_all(place: Workplace) -> None:
     """Every stage that is not done yet, and the report."""
+    _check_sight(place.experiment)
     _run_stages(place, stages_of(place.experiment))
 
 
@@ -197,6 +216,8 @@ def run_command(place: Workplace, command: str, only: Collection[str] = ()) -> N
         names = [name for name in names if name in ONLINE]
     if not names:
         raise UserError(f"{command}: expected an experiment with a world model, found key 'rl.simulator': true")
+    if command in IMAGINING:
+        _check_sight(place.experiment)
     _run_stages(place, names)
 
 

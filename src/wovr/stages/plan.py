@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from wovr.core.config import merge, validate
+from wovr.policy.openvla_oft.config import OpenVLAOFTConfig
 from wovr.stages.experiment import Experiment
 from wovr.stages.plan_machine import Machine
 from wovr.stages.plan_networks import Networks
@@ -107,7 +108,8 @@ def make_plan(experiment: Experiment, machine: Machine, networks: Networks | Non
 def advise(experiment: Experiment, machine: Machine, networks: Networks) -> Advice:
     """The first changes with which everything fits, and none of them needless; all where all are not enough.
 
-    In order: what ZeRO splits, what costs time, offloading, and last of all the average, which changes the result.
+    In order: what ZeRO splits; what costs time, as activations computed twice or collocation; offloading; and last of
+    all the average, which changes the result.
     """
 
     def planned(options: Iterable[Changes]) -> Plan:
@@ -166,6 +168,11 @@ def _options(
     if world & {*trained}:
         weaker = kinds.index(experiment.world_model.checkpointing)
         levers.append([{"world_model.checkpointing": kind} for kind in kinds[weaker + 1 :]])
+    policy = experiment.policy
+    if {"sft", "rl", "refine"} & {*trained} and isinstance(policy, OpenVLAOFTConfig):
+        levers.append([{"policy.checkpointing": True}] * (not policy.checkpointing))
+    if {"rl", "refine"} & {stage for stage, _ in parts} and not experiment.rl.simulator:
+        levers.append([{"rl.collocated": True}] * (not experiment.rl.collocated))
     for section in sections:
         settings = _at(config, section)
         if settings is not None:

@@ -100,7 +100,8 @@ class Networks:
 
         With `narrow`, weights are as wide as what is computed, and not fp32.
         """
-        key = ("step", name, samples, bf16, narrow, self.experiment.world_model.checkpointing)
+        again = getattr(self.experiment.policy, "checkpointing", False)
+        key = ("step", name, samples, bf16, narrow, self.experiment.world_model.checkpointing, again)
         narrow = narrow or (name in POLICY and self.adapted)
         return self._once(key, lambda: self._step(name, samples, bf16, bf16 and narrow))
 
@@ -259,7 +260,7 @@ class Networks:
     def _beside(self, B: int) -> dict[str, Tensor]:
         """What the policy looks at beside the frames."""
         policy, wrist = self.experiment.policy, {"wrist_BHWC": self._frames(B)}
-        numbers = getattr(policy, "proprio", 0)
+        numbers = policy.proprio
         return (wrist if policy.views == 2 else {}) | ({"proprio_BP": torch.zeros(B, numbers)} if numbers else {})
 
     def _frames(self, B: int) -> Tensor:

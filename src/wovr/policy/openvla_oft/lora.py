@@ -1,14 +1,12 @@
-"""Low-rank adapters by peft: what is trained in place of the weights, which then also stay the reference policy.
+"""Low-rank adapters by peft: what is trained in place of the weights.
 
 Adapters sit in every linear layer that the forward pass uses, the head excepted, as OpenVLA-OFT's `all-linear` with
 Gaussian initialisation. One departure: there, the projector of proprioception is trained whole; here it has adapters
-like the rest, so that with adapters off the policy is the base policy and nothing else.
+like the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -62,30 +60,6 @@ def add_lora(policy: OpenVLAOFT, settings: LoRASettings | None = None) -> OpenVL
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return policy
-
-
-@contextmanager
-def adapters_disabled(policy: nn.Module) -> Iterator[None]:
-    """Within, the policy is the base policy. Nothing happens where it has no adapters."""
-    layers = [module for module in policy.modules() if isinstance(module, LoraLayer) and not module.disable_adapters]
-    for layer in layers:
-        layer.enable_adapters(False)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
-
-
-def merged(policy: OpenVLAOFT) -> OpenVLAOFT:
-    """A policy without adapters that computes the same, in the same dtype; `policy` stays as it is.
-
-    Tensors that have no adapter are shared by the two: train one of them, not both.
-    """
-    with torch.device("meta"):
-        plain = OpenVLAOFT(policy.config, policy.assets)
-    plain.load_state_dict(merged_weights(policy), assign=True)
-    return plain.train(policy.training)
 
 
 def merged_weights(policy: OpenVLAOFT) -> dict[str, Tensor]:
