@@ -47,6 +47,17 @@ def now() -> float:
     return time.perf_counter()
 
 
+def be_one_of_one() -> None:
+    """What DeepSpeed asks of the environment, for this process alone."""
+    os.environ |= {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29511",
+    }
+
+
 def seconds(work: Callable[[], object], repeats: int, warm_up: int = 2) -> float:
     """Median of `repeats` runs after some to warm up."""
     times = []

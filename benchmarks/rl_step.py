@@ -20,7 +20,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from imagined_rollout import starts
-from machine import PARTS, device, peak_gigabytes, watched, write
+from machine import PARTS, be_one_of_one, device, peak_gigabytes, watched, write
 from world_model_rollout import IMAGE, build
 
 from wovr.core.dist import Dist, precision
@@ -86,6 +86,8 @@ def main() -> None:
     config, full = recipe(args), args.size == "full"
     groups, side_by_side = args.groups or (4 if full else 24), args.batch or (32 if full else 192)
     update, group_size = config.rl.update, config.rl.update.grpo.group_size
+    if args.zero:
+        be_one_of_one()
     dist = Dist(CONFIGS / f"deepspeed/zero{args.zero}.json" if args.zero else None, offload=args.offload)
 
     policy = make(config)

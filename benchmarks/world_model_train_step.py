@@ -10,11 +10,10 @@ are counted; `share_at_shapes` is their rate over that of the step's own matrix 
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import torch
-from machine import SIZES, device, flops, matrix_rate, peak_gigabytes, seconds, square_rate, write
+from machine import SIZES, be_one_of_one, device, flops, matrix_rate, peak_gigabytes, seconds, square_rate, write
 
 from wovr.core.dist import Dist, precision
 from wovr.core.optim import OptimConfig
@@ -53,13 +52,7 @@ def main() -> None:
     config, side = SIZES[args.size]
     copies = args.copies if config.causal_context else 1
     if args.zero:
-        os.environ |= {
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": "29511",
-        }
+        be_one_of_one()
     dist = Dist(ZERO / f"zero{args.zero}.json" if args.zero else None)
     context = ContextConfig()
     single = layout(context, 8)
