@@ -84,6 +84,21 @@ def test_splits_do_not_change_a_run(prepared: Path, alone: Path, tmp_path: Path,
     assert_same_policy(alone, path, 1e-4)
 
 
+@pytest.mark.parametrize("zero", [0, 2])
+def test_a_policy_acts_as_it_is_trained_in_bf16(prepared: Path, tmp_path: Path, zero: int) -> None:
+    """Under autocast, and with bf16 weights under ZeRO: rollout and training find the same log-probabilities."""
+    bf16 = ("rl.update.optim={lr: 3.0e-4, precision: bf16}", "rl.updates=2")
+    path = ready(prepared, tmp_path / "run", experiment(*bf16))
+    done = wovr("rl", CONFIG, *CHANGES, *bf16, "--run", path, "--zero", zero)
+    assert done.returncode == 0 and "largest_gap" not in done.stderr, done.stderr
+    lines = updates(path)
+    assert len(lines) == 2 and all(line["rows"] > 0 and line["log_prob_gap"] < 0.02 for line in lines)
+    assert lines[1]["kl_base"] > lines[0]["kl_base"]
+    if zero:
+        trained = torch.cat([value.flatten() for value in load_tensors(path / IMAGINATION)[0].values()])
+        assert trained.dtype == torch.float32 and not torch.equal(trained, trained.bfloat16().float()), "the masters"
+
+
 def test_two_processes_share_true_rollouts(prepared: Path, tmp_path: Path) -> None:
     online = ("rl.simulator=true", "rl.updates=5", "rl.update.temperature=3.0", "simulator.horizon=16")
     online += ("rl.update.grpo={group_size: 4, min_successes: 0, min_failures: 0, gamma: 0.99}",)

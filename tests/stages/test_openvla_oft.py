@@ -120,6 +120,16 @@ def test_published_weights_serve_as_they_are(prepared: Path, tmp_path: Path) -> 
     assert not (tmp_path / "other").exists(), "nothing is written before that"
 
 
+def test_actions_must_fit_the_world_model(tmp_path: Path) -> None:
+    seven = [one.replace("action_dim: 3", "action_dim: 7") for one in TINY]
+    with (
+        pytest.raises(UserError, match=r"key 'world_model\.dit\.action_dim': expected 7 as the policy has, found 3"),
+        pipeline.open_workplace(experiment(*seven), tmp_path / "run", plain=True),
+    ):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_policy_without_weights_or_training() -> None:
     with pytest.raises(UserError, match=r"sft\.train: expected train settings, or policy\.pretrained"):
         experiment(*TINY, "sft.train=null")
