@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from wovr_cli import launch
@@ -17,3 +18,13 @@ def start(script: str, folder: Path, processes: int, *arguments: str) -> list[su
             command = [sys.executable, "-c", script, str(folder), *arguments]
             ranks.append(subprocess.Popen(command, env=shared | own, stdout=log, stderr=log))
     return ranks
+
+
+def wait(ranks: list[subprocess.Popen[bytes]]) -> list[int]:
+    """Exit statuses; when one process fails, the others are killed, as the launcher does."""
+    while any(process.poll() is None for process in ranks):
+        if any(process.poll() for process in ranks):
+            for process in ranks:
+                process.kill()
+        time.sleep(0.05)
+    return [process.wait() for process in ranks]

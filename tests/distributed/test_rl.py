@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.ranks import start
+from tests.distributed.ranks import start, wait
 from tests.stages.conftest import CONFIG, TOY
 from tests.stages.prepared import SIGNAL, experiment, prepare, ready, updates
 from wovr.core.checkpoint import load_tensors
@@ -162,14 +162,8 @@ def test_killed_in_a_phase(prepared: Path, whole: Path, tmp_path: Path, where: s
 
 
 def run(folder: Path, where: str) -> list[int]:
-    """Exit statuses; when one process is killed, so are the others, as the launcher does."""
-    ranks = start(WORKER, folder, 2, str(ZERO_2), where, "3")
-    while any(process.poll() is None for process in ranks):
-        if any(process.poll() for process in ranks):
-            for process in ranks:
-                process.kill()
-        time.sleep(0.05)
-    return [process.wait() for process in ranks]
+    """Exit statuses."""
+    return wait(start(WORKER, folder, 2, str(ZERO_2), where, "3"))
 
 
 def test_ranks_must_divide_the_groups(prepared: Path, tmp_path: Path) -> None:

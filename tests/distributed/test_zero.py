@@ -3,14 +3,13 @@
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.distributed.ranks import start
+from tests.distributed.ranks import start, wait
 from wovr.core.dist import Dist
 from wovr.core.errors import UserError
 from wovr.core.optim import OptimConfig
@@ -107,15 +106,10 @@ exec(PROGRAM, program)
 def launch(
     folder: Path, zero: int, kill_at: int | str = "never", processes: int = 2, *extra: str, worker: str = WORKER
 ) -> list[int]:
-    """Exit statuses of the processes; when one was killed, so are the others, as the launcher does."""
+    """Exit statuses of the processes."""
     settings = str(ZERO / f"zero{zero}.json")
     ranks = start(worker, folder, processes, settings, str(kill_at), CHECKPOINTING[zero], *extra)
-    while any(process.poll() is None for process in ranks):
-        if any(process.poll() for process in ranks):
-            for process in ranks:
-                process.kill()
-        time.sleep(0.05)
-    return [process.wait() for process in ranks]
+    return wait(ranks)
 
 
 def read(folder: Path, name: str) -> dict[str, Any]:

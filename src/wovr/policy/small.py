@@ -22,7 +22,7 @@ from wovr.core.text import TextEncoder, word_ids
 from wovr.core.types import Actions, Frames
 from wovr.core.vision import FilmEncoder, Keypoints
 from wovr.policy.base import PolicyBatch
-from wovr.policy.tokens import ActionBins, chosen_and_entropy, sample_tokens, token_log_probs
+from wovr.policy.tokens import ActionBins, act_tokens, chosen_and_entropy, token_log_probs
 
 
 class SmallVLAConfig(Config):
@@ -124,12 +124,7 @@ class SmallVLA(nn.Module):
         """One chunk per observation: sampled by inverse CDF from `uniforms_BK` in [0, 1), greedy where it is None."""
         device = self.head.weight.device
         logits_BKV = self(torch.from_numpy(np.ascontiguousarray(frames_BHWC)).to(device), instructions)
-        log_probs_BKV = token_log_probs(logits_BKV, temperature)
-        if uniforms_BK is None:
-            tokens_BK = log_probs_BKV.argmax(dim=-1)
-        else:
-            tokens_BK = sample_tokens(log_probs_BKV, uniforms_BK.to(device))
-        chosen_BK, _ = chosen_and_entropy(log_probs_BKV, tokens_BK)
+        tokens_BK, chosen_BK = act_tokens(logits_BKV, temperature, uniforms_BK)
         return PolicyBatch(self.bins.decode(tokens_BK).cpu().numpy(), tokens_BK, chosen_BK)
 
     def log_probs(

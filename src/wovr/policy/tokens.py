@@ -69,3 +69,13 @@ def chosen_and_entropy(log_probs_BKV: Tensor, tokens_BK: Tensor) -> tuple[Tensor
     """(log-probability of `tokens_BK`, entropy in nats), both (B, K)."""
     chosen_BK = log_probs_BKV.gather(-1, tokens_BK.unsqueeze(-1)).squeeze(-1)
     return chosen_BK, -(log_probs_BKV.exp() * log_probs_BKV).sum(dim=-1)
+
+
+def act_tokens(logits_BKV: Tensor, temperature: float, uniforms_BK: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Tokens (B, K) by `sample_tokens`, or the likeliest where there are no uniforms; and their log-probabilities."""
+    log_probs_BKV = token_log_probs(logits_BKV, temperature)
+    if uniforms_BK is None:
+        tokens_BK = log_probs_BKV.argmax(dim=-1)
+    else:
+        tokens_BK = sample_tokens(log_probs_BKV, uniforms_BK.to(log_probs_BKV.device))
+    return tokens_BK, chosen_and_entropy(log_probs_BKV, tokens_BK)[0]

@@ -12,7 +12,7 @@ from wovr.codec.conv import ConvCodecConfig
 from wovr.codec.conv_training import CodecDataConfig
 from wovr.codec.wan import WanCodecConfig
 from wovr.core.config import KIND, Config
-from wovr.core.dist import Dist, Precision
+from wovr.core.dist import Dist
 from wovr.core.errors import UserError
 from wovr.core.log import RunLog
 from wovr.core.run import RunFolder
@@ -30,8 +30,6 @@ from wovr.episodes.video import FrameMemory
 from wovr.episodes.windows import WindowConfig
 from wovr.flow.schedule import FlowConfig
 from wovr.kir.mine import MineConfig
-from wovr.kir.sampler import SamplerConfig
-from wovr.metrics.alarm import AlarmConfig
 from wovr.metrics.i3d import MIN_FRAMES
 from wovr.metrics.perceptual import PerceptualMetric
 from wovr.policy.files import PolicyConfig
@@ -41,7 +39,7 @@ from wovr.reward.classifier import RewardClassifierConfig
 from wovr.reward.labels import LabelConfig
 from wovr.stages.data import training_data
 from wovr.stages.latents import WorldLossConfig
-from wovr.stages.policy_update import UpdateConfig
+from wovr.stages.rl_config import RefineConfig, RLConfig
 
 
 def _kind(section: Any) -> str:
@@ -190,60 +188,6 @@ class DecoderStageConfig(Config):
     """None keeps the codec as it is (the paper)."""
 
 
-class RLConfig(Config):
-    """Reinforcement learning in imagination."""
-
-    updates: int = Field(40, ge=0)
-    groups: int = Field(24, ge=1)
-    """Start states per update; trajectories are groups x group_size."""
-    starts: SamplerConfig = SamplerConfig()
-    horizon: int | None = Field(None, ge=8)
-    """Longest imagined rollout from a first frame, env steps; none takes the simulator's."""
-    keyframe_steps: int = Field(32, ge=8)
-    """Longest rollout from a keyframe, env steps: short, since error grows with depth."""
-    update: UpdateConfig = UpdateConfig()
-    rollout_batch: int = Field(96, ge=1)
-    """Trajectories imagined side by side, replays too; memory and nothing else depends on it."""
-    checkpoint_every: int = Field(5, ge=1)
-    """Updates between saved states."""
-    simulator: bool = False
-    """Roll out in the true simulator instead: the paper's online GRPO, without a world model. The ledger pays."""
-    alarm: AlarmConfig = AlarmConfig()
-    precision: Precision = "auto"
-    """Of the world model while it imagines. In fp32 a trajectory does not depend on what is imagined beside it."""
-    collocated: bool = False
-    """Whether, on each device, the world model waits in host memory while the policy trains, and the optimiser's state
-    while it acts (Appendix A). Results are the same; moves take seconds per update."""
-    base_rows: int = Field(256, ge=0)
-    """Chunks per update on which the divergence from the base policy is estimated; 0 holds no base policy."""
-    largest_gap: float = Field(0.05, gt=0)
-    """Nats per token by which log-probabilities in training may differ from those of the rollout, before the first step
-    of an update, without a warning."""
-
-    @model_validator(mode="after")
-    def _only_imagination_is_exploited(self) -> Self:
-        if self.simulator and self.alarm.action != "off":
-            raise ValueError("alarm.action: expected off with simulator=true, since nothing is imagined")
-        return self
-
-
-class RefineConfig(Config):
-    """PACE: what one round of co-evolution adds."""
-
-    rounds: int = Field(1, ge=0)
-    episodes: int = Field(200, ge=1)
-    """True rollouts of the evolved policy per round."""
-    world_steps: int = Field(600, ge=1)
-    """Training steps of the world model on the mixture of old and new rollouts."""
-    reward_steps: int = Field(200, ge=1)
-    decoder_steps: int = Field(400, ge=1)
-    """Of the decoder, where `decoder.train` asks for it at all."""
-    rate: float = Field(1.0, gt=0)
-    """Learning rates of these three in proportion to those of the first training."""
-    updates: int = Field(20, ge=0)
-    """RL updates that follow."""
-
-
 class EvalConfig(Config):
     """True success of a policy."""
 
@@ -259,7 +203,7 @@ class EvalConfig(Config):
 class WorldModelEvalConfig(Config):
     """Imagined videos beside the true ones, by rollout horizon (Tables 1 and 4): always PSNR, SSIM and FPS.
 
-    The one section that may change in a run folder: nothing that is trained depends on it.
+    It may change in a run folder: nothing that is trained depends on it.
     """
 
     horizons: tuple[int, ...] = Field((128, 256, 512), min_length=1)

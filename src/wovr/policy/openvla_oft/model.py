@@ -31,7 +31,7 @@ from wovr.policy.openvla_oft.images import normalise, resize
 from wovr.policy.openvla_oft.language import LanguageModel
 from wovr.policy.openvla_oft.prompt import PADDING, START, STOP, Prompts, read_tokenizer
 from wovr.policy.openvla_oft.vision import Projector, VisionBackbone
-from wovr.policy.tokens import chosen_and_entropy, sample_tokens, token_log_probs
+from wovr.policy.tokens import act_tokens, chosen_and_entropy, token_log_probs
 
 
 class ProprioProjector(nn.Module):
@@ -132,12 +132,7 @@ class OpenVLAOFT(nn.Module):
             wrist_BHWC=None if wrist_BHWC is None else torch.from_numpy(np.ascontiguousarray(wrist_BHWC)).to(device),
             proprio_BP=None if proprio_BP is None else torch.from_numpy(np.ascontiguousarray(proprio_BP)).to(device),
         )
-        log_probs_BKV = token_log_probs(logits_BKV, temperature)
-        if uniforms_BK is None:
-            tokens_BK = log_probs_BKV.argmax(dim=-1)
-        else:
-            tokens_BK = sample_tokens(log_probs_BKV, uniforms_BK.to(device))
-        chosen_BK, _ = chosen_and_entropy(log_probs_BKV, tokens_BK)
+        tokens_BK, chosen_BK = act_tokens(logits_BKV, temperature, uniforms_BK)
         return PolicyBatch(self.actions.decode(tokens_BK).cpu().numpy(), tokens_BK, chosen_BK)
 
     def log_probs(
