@@ -30,7 +30,9 @@ class Phases:
         self.peaks: dict[str, float] = {}
         """Bytes at the peak of the last phase of each name."""
         self.of_rollouts: list[Parked] = []
-        self.of_training = [Parked(trainer.states)]
+        device = trainer.dist.device.type
+        # What is offloaded lies on the host already.
+        self.of_training = [Parked(lambda: (state for state in trainer.states() if state.device.type == device))]
         if base is not None:
             self.of_training.append(Parked(lambda: tensors_of(base), frozen=True))
         self._rolling = True
