@@ -20,7 +20,7 @@ from wovr.stages.pipeline import STAGES, load_experiment, open_workplace, run_al
 from wovr_cli import convert, tools
 from wovr_cli.arguments import ConfigFile, Hostfile, Nproc, Offload, Overrides, Plain, RunPath, Wandb, Zero, packaged
 from wovr_cli.launch import ALONE, Ranks, is_worker, run_worker
-from wovr_cli.result import print_result, print_world_model
+from wovr_cli.result import print_actions, print_result, print_world_model
 
 if TYPE_CHECKING:
     from wovr.stages.experiment import Workplace
@@ -57,7 +57,12 @@ SHARED = (
     "With --nproc, --zero or --hostfile the command starts itself anew in as many processes, which train and imagine "
     "together; results are those of one."
 )
-MEASURES = {"success": "eval", "hallucination": "hallucination", "world-model": "world_model_eval"}
+MEASURES = {
+    "success": "eval",
+    "hallucination": "hallucination",
+    "world-model": "world_model_eval",
+    "actions": "action_following",
+}
 """What `wovr eval --what` takes, and the stage that measures it."""
 
 What = Annotated[
@@ -213,7 +218,7 @@ def eval_(
     plain: Plain = False,
     wandb: Wandb = None,
 ) -> None:
-    """Measure success, hallucination, and the world model's videos."""
+    """Measure success, hallucination, videos, and action following."""
     for measure in what or ():
         if measure not in MEASURES:
             raise UserError(f"--what: expected {', '.join(MEASURES)}, found {measure!r}")
@@ -222,6 +227,8 @@ def eval_(
         run_command(place, "eval", stages)
         if MEASURES["world-model"] in stages:
             print_world_model(place.run)
+        if MEASURES["actions"] in stages:
+            print_actions(place.run)
 
 
 _add("report", "Write one HTML file about the run, and its numbers as JSON.")

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
 
 def print_result(run: RunFolder) -> None:
-    """Success of each policy, the world model's videos, true rollouts by purpose, time, and where the report lies."""
+    """Success of each policy, the world model's videos, whether it follows its actions, true rollouts by purpose, time,
+    and where the report lies."""
     from wovr.stages.report import REPORT
 
     stages = run.stages()
     console = Console(highlight=False)
     console.print(success_table(stages["eval"]["summary"]))
     print_world_model(run)
+    print_actions(run)
     spent = (
         f"{purpose} {total['episodes']}" + (f" and {total['lost']} lost" if "lost" in total else "")
         for purpose, total in run.ledger().items()
@@ -50,6 +52,24 @@ def print_world_model(run: RunFolder) -> None:
     console.print(table)
     console.print(*notes(summary)[2:], sep="\n", soft_wrap=True)
     console.print(f"With intervals: {run.path / TABLE}", soft_wrap=True)
+
+
+def print_actions(run: RunFolder) -> None:
+    """The table of `action_following`, where it has been measured."""
+    from wovr.core.checkpoint import read_json
+    from wovr.stages.action_following import SUMMARY
+    from wovr.stages.action_following_table import HEADER, NOTE, rows
+
+    if not (run.path / SUMMARY).is_file():
+        return
+    table = Table(title="World model: does it follow its actions?", box=SIMPLE_HEAD, padding=0, show_edge=False)
+    for number, column in enumerate(HEADER):
+        table.add_column(column, justify="left" if number < 2 else "right")
+    for row in rows(read_json(run.path / SUMMARY)):
+        table.add_row(*row, style="" if row[HEADER.index("Follows")] == "yes" else "bold red")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(NOTE, soft_wrap=True)
 
 
 def success_table(evaluation: dict[str, Any]) -> Table:

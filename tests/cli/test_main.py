@@ -168,7 +168,8 @@ def test_eval_measures_what_it_is_asked_for(config: Path, stages_run: list) -> N
     for what, stages in [
         (["world-model"], ["world_model_eval"]),
         (["success", "hallucination"], ["eval", "hallucination"]),
-        ([], ["world_model_eval"]),  # after newer measures it is repeated
+        (["actions"], ["action_following"]),
+        ([], ["world_model_eval", "action_following"]),  # after newer measures they are repeated
     ]:
         options = [option for one in what for option in ("--what", one)]
         assert wovr("eval", config, *options).exit_code == 0
@@ -177,7 +178,7 @@ def test_eval_measures_what_it_is_asked_for(config: Path, stages_run: list) -> N
 
 
 def test_an_unknown_measure_is_one_line(config: Path, stages_run: list) -> None:
-    expected = "wovr: --what: expected success, hallucination, world-model, found 'fvd'"
+    expected = "wovr: --what: expected success, hallucination, world-model, actions, found 'fvd'"
     assert one_line(wovr("eval", config, "--what", "success", "--what", "fvd")) == expected
     assert not (config.parent / "runs").exists()
 
@@ -204,6 +205,37 @@ def test_the_world_models_table_is_printed(config: Path, stages_run: list, monke
     assert re.search(r"base +collect +16 +9 +7\.0 +21\.23 +0\.500", found.stdout), found.stdout
     assert "an abacus" in found.stdout and "Left out, no held-out episode is so long: 512." in found.stdout
     assert "PSNR" not in wovr("eval", config, "--what", "hallucination").stdout
+
+
+def test_whether_actions_are_followed_is_printed(
+    config: Path, stages_run: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(mean: float, successes: int) -> dict:
+        return {"difference": {"mean": mean, "ci95": [mean, mean]}, "told_apart": {"rate": successes / 20}}
+
+    def found(follows: bool, *changes: dict) -> dict:
+        named = dict(zip(("shuffled", "zero", "negated"), changes, strict=True))
+        return {"n": 20, "follows": follows, "error": {"mean": 239.51}, "changes": named}
+
+    measured = {
+        "base": {"collect": found(True, change(659.11, 20), change(819.7, 20), change(588.0, 19))},
+        "pace": {"collect": found(False, change(0.0, 0), change(0.0, 0), change(-1.25, 9))},
+    }
+
+    def run(place):
+        write_json(place.run.path / "action_following/summary.json", {"worlds": measured})
+        return {}
+
+    monkeypatch.setattr("wovr.stages.action_following.run", run)
+    for command in ("sft", "collect", "train-wm"):
+        wovr(command, config)
+    shown = wovr("eval", config, "--what", "actions")
+    assert shown.exit_code == 0, shown.output
+    said = r"base +collect +20 +yes +239\.5 +\+659\.1, 100 % +\+819\.7, 100 % +\+588\.0, 95 %"
+    assert re.search(said, shown.stdout), shown.stdout
+    assert re.search(r"pace +collect +20 +NO .* -1\.2, 45 %", shown.stdout), shown.stdout
+    assert all(len(line) <= 80 for line in shown.stdout.splitlines()[:5]), "a terminal's width"
+    assert "follow" not in wovr("eval", config, "--what", "hallucination").stdout
 
 
 def test_missing_metric_weights_are_found_before_anything_is_written(config: Path, tmp_path: Path) -> None:

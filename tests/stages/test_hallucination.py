@@ -76,6 +76,17 @@ def test_a_replay_starts_at_the_recorded_frame_and_takes_the_recorded_actions():
     assert (changed.imagined_THWC[1:] != first.imagined_THWC[1:]).any()
 
 
+def test_other_actions_may_be_fed_from_the_start_on():
+    """The memory keeps what was recorded, and the noise stays the same."""
+    made = [make_episode(seed) for seed in (0, 1)]
+    recorded = list(replay(make_model(), reward(0.1), episodes(*made), [8, 0], **SETTINGS))
+    fed = [made[0].actions_TA[8:].copy(), -made[1].actions_TA]
+    same, other = replay(make_model(), reward(0.1), episodes(*made), [8, 0], actions=fed, **SETTINGS)
+    np.testing.assert_array_equal(same.imagined_THWC, recorded[0].imagined_THWC)
+    np.testing.assert_array_equal(other.true_THWC, recorded[1].true_THWC)
+    assert (other.imagined_THWC[1:] != recorded[1].imagined_THWC[1:]).any()
+
+
 def test_neither_batch_nor_shorter_neighbours_change_a_replay():
     made = episodes(make_episode(0, 8), make_episode(1, 24), make_episode(2, 16), make_episode(3, 24))
     together, alone = (

@@ -18,6 +18,7 @@ ARTIFACTS = (
     "refine/round_1/world_model/dit.safetensors",
     "refine/round_1/world_model/codec.safetensors",
     "refine/round_1/rl/policy.safetensors",
+    "action_following/summary.json",
 )
 
 

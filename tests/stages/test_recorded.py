@@ -90,6 +90,11 @@ def test_from_a_dataset_to_a_better_policy_without_a_simulator(toy, tmp_path):
     held_out = 4 + 1  # of 20 and of 8 episodes, every fifth
     assert found["world"] == evaluate.IMAGINED and found["success"]["n"] == held_out
     assert set(found["tasks"]) <= set(INSTRUCTIONS)
+    followed = json.loads((run / "action_following/summary.json").read_text())["worlds"]
+    assert {world: {purpose: one["n"] for purpose, one in of.items()} for world, of in followed.items()} == {
+        "base": {"collect": 4},
+        "pace": {"collect": 4},
+    }
     report = (run / "report/report.html").read_text()
     assert "Success in imagination" in report and "Success in the true simulator" not in report
     spent = {json.loads(line)["purpose"] for line in (run / "ledger.jsonl").read_text().splitlines()}

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.imagine.worlds import make_start
@@ -15,8 +16,9 @@ from wovr.core.log import RunLog
 from wovr.core.run import RunFolder
 from wovr.core.train import TrainConfig
 from wovr.kir.bank import KeyframeBank
+from wovr.metrics.action_following import measure_action_following, variant_names
 from wovr.metrics.success import Rate
-from wovr.stages import curves, hallucination, report, world_model_eval
+from wovr.stages import action_following, curves, hallucination, report, world_model_eval
 from wovr.stages.evaluate import TRUE
 from wovr.stages.experiment import CodecStageConfig, Experiment, Workplace
 from wovr.stages.pictures import animation, strip
@@ -88,6 +90,21 @@ def write_videos(run):
     write_json(run / world_model_eval.SUMMARY, measured)
 
 
+def write_following(run):
+    """The base world model follows its actions, the refined one does not."""
+    actions_NTA = np.full((5, STEPS, 2), 0.25, np.float32)
+    error_NT = {
+        name: torch.rand(5, STEPS, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
+        for i, name in enumerate(variant_names(2))
+    }
+    worse = {name: value + 3 * (name not in ("recorded", "dimension_1")) for name, value in error_NT.items()}
+    worlds = {
+        world: {"collect": measure_action_following(errors, actions_NTA, 8, seed=0).to_dict()}
+        for world, errors in (("base", worse), ("pace", dict.fromkeys(error_NT, error_NT["recorded"])))
+    }
+    write_json(run / action_following.SUMMARY, {"worlds": worlds})
+
+
 @contextmanager
 def workplace(path):
     experiment = Experiment(codec=CodecStageConfig(pretrained=None, train=TrainConfig(steps=1)))
@@ -106,6 +123,7 @@ def full(tmp_path_factory):
         write_metrics(run.path)
         write_hallucination(run.path)
         write_videos(run.path)
+        write_following(run.path)
         KeyframeBank([make_start(0), make_start(1, first=True)]).save(run.path / "keyframes/bank.safetensors")
         run.add_rollouts("collect", episodes=600, steps=24000, stage="collect", key="collect/0")
         run.mark_done("sft", 60.0, {"note": "fitted"})
@@ -167,6 +185,16 @@ def test_the_world_models_videos_are_a_table(full):
     for cell in ("PSNR ↑", "LPIPS ↓", "after PACE", "21.23 [20.00, 22.50]", "0.500 [0.400, 0.600]"):
         assert f">{cell}<" in text, cell
     assert "an abacus" in text
+
+
+def test_a_world_model_that_ignores_its_actions_is_a_warning(full):
+    text = (full / report.REPORT).read_text()
+    assert re.search(r"<p>base world model, episodes of collect: follows its actions; error 0\.\d", text)
+    assert re.search(r'<p><b class="down">after PACE, episodes of collect: DOES NOT FOLLOW its actions;', text)
+    assert text.count("growth of the error") == 2, "a plot for each world model"
+    assert "dimension 1 (mean |a| 0.25)" in text and "dimension 1 negated" in text
+    measured = json.loads((full / report.SUMMARY).read_text())["action_following"]["worlds"]
+    assert [measured[world]["collect"]["follows"] for world in ("base", "pace")] == [True, False]
 
 
 def test_what_is_not_there_yet_names_its_command(tmp_path):

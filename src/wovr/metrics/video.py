@@ -19,6 +19,26 @@ PSNR_CAP = 100.0
 """dB, given to equal frames so that means stay finite; one wrong count in a 256x256 image is 101 dB."""
 
 
+def squared_error(imagined_BTHWC: Tensor, true_BTHWC: Tensor) -> Tensor:
+    """Mean squared error of each frame in squared counts (0 to 255^2), over all pixels and channels.
+
+    Args:
+        imagined_BTHWC: uint8 (B, T, H, W, 3).
+        true_BTHWC: the same shape.
+
+    Returns:
+        float64 (B, T).
+    """
+    _check(imagined_BTHWC, true_BTHWC)
+    # One rollout at a time: the float copy of a whole evaluation would not fit a laptop.
+    return torch.stack(
+        [
+            (imagined.float() - true.float()).square().mean(dim=(1, 2, 3), dtype=torch.float64)
+            for imagined, true in zip(imagined_BTHWC, true_BTHWC, strict=True)
+        ]
+    )
+
+
 def psnr(imagined_BTHWC: Tensor, true_BTHWC: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each frame in dB, over all pixels and channels.
 
@@ -29,14 +49,7 @@ def psnr(imagined_BTHWC: Tensor, true_BTHWC: Tensor) -> Tensor:
     Returns:
         float64 (B, T), at most `PSNR_CAP`.
     """
-    _check(imagined_BTHWC, true_BTHWC)
-    # One rollout at a time: the float copy of a whole evaluation would not fit a laptop.
-    mse_BT = torch.stack(
-        [
-            (imagined.float() - true.float()).square().mean(dim=(1, 2, 3), dtype=torch.float64)
-            for imagined, true in zip(imagined_BTHWC, true_BTHWC, strict=True)
-        ]
-    )
+    mse_BT = squared_error(imagined_BTHWC, true_BTHWC)
     return (20 * math.log10(255) - 10 * mse_BT.log10()).clamp(max=PSNR_CAP)
 
 

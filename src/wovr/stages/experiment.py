@@ -226,6 +226,19 @@ class WorldModelEvalConfig(Config):
         return self
 
 
+class ActionFollowingConfig(Config):
+    """Held-out episodes under recorded actions and under changed ones (`wovr.stages.action_following`).
+
+    It may change in a run folder: nothing that is trained depends on it.
+    """
+
+    trajectories: int = Field(60, ge=1)
+    """Held-out episodes of each purpose, at most; each is imagined 4 + action dims times."""
+    steps: int = Field(16, ge=1)
+    """Env steps, a multiple of the chunk length. Few: error grows with depth, and late errors are no longer the
+    actions'. Shorter episodes are left out."""
+
+
 class Experiment(Config):
     """All of it. One file under configs/ per experiment."""
 
@@ -243,6 +256,7 @@ class Experiment(Config):
     refine: RefineConfig = RefineConfig()
     eval: EvalConfig = EvalConfig()
     world_model_eval: WorldModelEvalConfig = WorldModelEvalConfig()
+    action_following: ActionFollowingConfig = ActionFollowingConfig()
     frame_memory: float = Field(4.0, ge=0)
     """GB (1e9 bytes) of frames, recorded and reconstructed, that each process holds; others are read from disk when
     they are drawn. Nothing but speed depends on it, and it may change in a run folder."""

@@ -71,6 +71,14 @@ STAGES: dict[str, Stage] = {
         "world_model_eval",
         section="world_model_eval",
     ),
+    "action_following": Stage(
+        "eval",
+        "wovr.stages.action_following",
+        ("decoder",),
+        "episodes, world_model, refine",
+        "action_following",
+        section="action_following",
+    ),
     "report": Stage("report", "wovr.stages.report", ("sft",), "all of the above", "report"),
 }
 """In the order in which `wovr run` runs them."""

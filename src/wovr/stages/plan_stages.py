@@ -13,6 +13,7 @@ from typing import Literal
 from wovr.core.errors import UserError
 from wovr.core.train import TrainConfig
 from wovr.dit.context import FRAMES_PER_LATENT
+from wovr.metrics.action_following import variant_names
 from wovr.stages.hallucination import BATCH as REPLAYED
 from wovr.stages.imagined_groups import BATCH as STRETCHES
 from wovr.stages.imagined_groups import CHUNKS
@@ -65,6 +66,10 @@ class Stages(Counts):
         imagined = worlds * kinds * min(videos.trajectories, held // kinds) * longest / self.chunk_length
         host = self._read(self._frames(videos.batch_size))
         yield StagePlan("world_model_eval", {}, [self._imagine("imagine", imagined, videos.batch_size, host=host)], 0)
+        following, variants = config.action_following, len(variant_names(config.policy.action_dim))
+        replays = worlds * kinds * min(following.trajectories, held // kinds) * variants
+        imagined, host = replays * following.steps / self.chunk_length, self._read(self._frames(self._replayed()))
+        yield StagePlan("action_following", {}, [self._imagine("replay", imagined, self._replayed(), host=host)], 0)
 
     def _sft(self, settings: TrainConfig | None) -> StagePlan:
         if settings is None:  # published weights, in bf16

@@ -90,18 +90,26 @@ def stacked(x: Sequence[float], parts: Mapping[str, Sequence[float]], *, title: 
         return _svg(figure)
 
 
-def intervals(rates: Mapping[str, tuple[float, float, float]], *, title: str) -> Markup:
-    """{label: (rate, low, high)} in [0, 1] as points with their intervals, first on top."""
+def intervals(values: Mapping[str, tuple[float, float, float]], *, title: str, x: str | None = None) -> Markup:
+    """{label: (value, low, high)} as points with their intervals, first on top.
+
+    Shares in [0, 1], shown as 0 to 100 %; with `x`, the name of the axis, differences beside a line at 0.
+    """
+    scale = 100 if x is None else 1
     with mpl.rc_context(STYLE):
-        figure, axes = _figure(title, "%", "", height=0.9 + 0.4 * len(rates), left=1.6)
-        for place, ((rate, low, high), colour) in enumerate(zip(rates.values(), COLOURS, strict=False)):
-            axes.plot([100 * low, 100 * high], [-place, -place], color=colour, linewidth=3, alpha=0.5)
-            axes.plot([100 * rate], [-place], "o", color=colour, markersize=7)
-            axes.annotate(f"{100 * rate:.1f}", (100 * rate, -place), (0, 7), textcoords="offset points", ha="center")
-        axes.set_yticks([-place for place in range(len(rates))], list(rates))
-        axes.set_xlim(0, 100)
-        axes.set_xticks(range(0, 101, 20))
-        axes.set_ylim(0.6 - len(rates), 0.7)
+        figure, axes = _figure(title, x or "%", "", height=0.9 + 0.4 * len(values), left=1.6)
+        for place, one in enumerate(values.values()):
+            (value, low, high), colour = (scale * number for number in one), COLOURS[place % len(COLOURS)]
+            axes.plot([low, high], [-place, -place], color=colour, linewidth=3, alpha=0.5)
+            axes.plot([value], [-place], "o", color=colour, markersize=7)
+            axes.annotate(f"{value:.1f}", (value, -place), (0, 7), textcoords="offset points", ha="center")
+        axes.set_yticks([-place for place in range(len(values))], list(values))
+        if x is None:
+            axes.set_xlim(0, 100)
+            axes.set_xticks(range(0, 101, 20))
+        else:
+            axes.axvline(0, color=INK, linewidth=1)
+        axes.set_ylim(0.6 - len(values), 0.7)
         return _svg(figure)
 
 

@@ -1,5 +1,7 @@
 """Recorded actions replayed in imagination, open loop: both worlds side by side, and how they are kept on disk.
 
+Other actions than those that were recorded may be fed, to see what the world model makes of the difference.
+
 Legend: T replayed env steps, H chunk length, A action dims; images are height x width x 3.
 """
 
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from wovr.core.checkpoint import load_tensors, save_tensors
 from wovr.core.errors import UserError
-from wovr.core.types import Episode, Frames
+from wovr.core.types import Actions, Episode, Frames
 from wovr.envs.chunked import TrajectoryKey
 from wovr.imagine.world import ImaginedWorld
 from wovr.imagine.world_model import WorldModel
@@ -38,7 +40,7 @@ ARRAYS = ("imagined_THWC", "true_THWC", "probability_T")
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """One sequence of recorded actions in both worlds. Frame 0 is the start; frame t + 1 follows action t."""
+    """One sequence of actions in both worlds. Frame 0 is the start; frame t + 1 follows action t."""
 
     episode: str
     step: int
@@ -78,31 +80,40 @@ def replay(
     horizon: int,
     batch_size: int,
     seed: int,
+    actions: Sequence[Actions] | None = None,
 ) -> Iterator[Replay]:
     """Replay each (episode, name) in imagination from the frame at the step beside it.
 
     A replay takes whole chunks of recorded actions, at most `horizon` steps. Starts with less than a chunk left, or
-    after the first success, are left out. The noise depends on the place in the list, not on `batch_size`.
+    after the first success, are left out. The noise depends on the place in the list, neither on `batch_size` nor on
+    the actions. `actions` (A of every step from the start on, for each episode) are fed in place of the recorded
+    ones; what was recorded before the start stays the memory, and what was recorded after it is still the truth.
     """
     world = ImaginedWorld(model, reward, horizon)
     cuts = []
     for i, ((episode, name), step) in enumerate(zip(episodes, start_steps, strict=True)):
         steps = min(horizon, len(episode) - step) // world.chunk_length * world.chunk_length
         if steps > 0 and not episode.success_T[:step].any():
-            cuts.append(_Cut(episode, name, step, steps, TrajectoryKey(seed, ROLLOUT, i, world=i)))
+            fed_TA = (episode.actions_TA[step:] if actions is None else actions[i])[:steps]
+            assert fed_TA.shape == (steps, episode.actions_TA.shape[1]), fed_TA.shape
+            cuts.append(_Cut(episode, name, step, fed_TA, TrajectoryKey(seed, ROLLOUT, i, world=i)))
     for first in range(0, len(cuts), batch_size):
         yield from _replay_batch(world, cuts[first : first + batch_size])
 
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """`steps` actions of an episode from frame `step` on."""
+    """What is fed from frame `step` of an episode on."""
 
     episode: Episode
     name: str
     step: int
-    steps: int
+    actions_TA: Actions
     key: TrajectoryKey
+
+    @property
+    def steps(self) -> int:
+        return len(self.actions_TA)
 
 
 def _replay_batch(world: ImaginedWorld, cuts: Sequence[_Cut]) -> Iterator[Replay]:
@@ -117,10 +128,7 @@ def _replay_batch(world: ImaginedWorld, cuts: Sequence[_Cut]) -> Iterator[Replay
         if len(left) < len(running):
             world.keep(left)
             running = [running[row] for row in left]
-        starts = [cuts[i].step + t for i in running]
-        chunk = world.step(
-            np.stack([cuts[i].episode.actions_TA[start : start + H] for i, start in zip(running, starts, strict=True)])
-        )
+        chunk = world.step(np.stack([cuts[i].actions_TA[t : t + H] for i in running]))
         for row, i in enumerate(running):
             frames[i].append(chunk.frames_BTHWC[row])
             probabilities[i].append(chunk.probability_BT[row])

@@ -27,7 +27,7 @@ from wovr.core.log import read_records
 from wovr.core.run import RunFolder
 from wovr.imagine.load import BANK
 from wovr.kir.bank import KeyframeBank
-from wovr.stages import hallucination, world_model_eval, world_model_table
+from wovr.stages import action_following, action_following_table, hallucination, world_model_eval, world_model_table
 from wovr.stages.curves import curves
 from wovr.stages.evaluate import TRUE, paired
 from wovr.stages.experiment import Workplace
@@ -56,6 +56,7 @@ def run(place: Workplace) -> dict[str, Any]:
     evaluation = _evaluation(folder.path)
     measured = _json(folder.path / hallucination.SUMMARY)
     videos = _json(folder.path / world_model_eval.SUMMARY)
+    following = _json(folder.path / action_following.SUMMARY)
     replays = _replays(folder.path)
     summary = {
         "success": {
@@ -66,6 +67,7 @@ def run(place: Workplace) -> dict[str, Any]:
         "seconds": _seconds(folder),
         "hallucination": measured,
         "world_model": videos,
+        "action_following": following,
     }
     text = _template().render(
         name=folder.path.resolve().name,
@@ -78,6 +80,7 @@ def run(place: Workplace) -> dict[str, Any]:
         hallucination=_hallucination_rows(measured),
         psnr=_psnr_plots(measured),
         videos=_videos(videos),
+        following=_following(following),
         replays=[_shown(replay) for replay in replays],
         keyframes=_keyframes(folder.path),
         config=yaml.safe_dump(folder.config, sort_keys=False),
@@ -201,6 +204,17 @@ def _videos(measured: Mapping[str, Any]) -> dict[str, list[Any]] | None:
         return None
     table = world_model_table
     return {"header": table.header(measured), "rows": table.rows(measured), "notes": table.notes(measured)}
+
+
+def _following(measured: Mapping[str, Any]) -> dict[str, list[Any]] | None:
+    """Sentences, plots and details of what changed actions do; none where nothing could be measured."""
+    table = action_following_table
+    if not measured or not table.verdicts(measured):
+        return None
+    plots = [
+        intervals(values, title=title, x="growth of the error") for title, values in table.points(measured).items()
+    ]
+    return {"verdicts": table.verdicts(measured), "plots": plots, "details": table.details(measured)}
 
 
 def _replays(run: Path) -> list[Replay]:
