@@ -20,7 +20,7 @@ def report():
     psnr_BT = torch.full((8, T), 30.0)
     psnr_BT[:5, H:] = 20.0
     psnr_BT[5:, H:] = math.nan
-    return measure_hallucination(torch.tensor(IMAGINED), torch.tensor(TRUE), psnr_BT, STARTS, H)
+    return measure_hallucination(torch.tensor(IMAGINED), torch.tensor(TRUE), psnr_BT, psnr_BT / 100, STARTS, H)
 
 
 def test_rates(report):
@@ -48,6 +48,14 @@ def test_depth_is_where_imagination_claims_success(report):
     assert report.overall.false_success_by_depth == (Rate(0, 2), Rate(2, 2))
     assert report.by_start["first_frame"].psnr_by_depth == (30.0, 20.0)
     assert report.by_start["keyframe"].psnr_by_depth[0] == 30.0
+
+
+def test_after_success_is_what_follows_true_success(report):
+    """In truth successes come at 3 and 2 from first frames, and at 0 from a keyframe, which has no second chunk."""
+    assert report.by_start["first_frame"].gap_by_depth == pytest.approx((0.3, 0.2))
+    assert report.by_start["first_frame"].psnr_after_success == pytest.approx((30 + 20 * 8) / 9)
+    assert report.by_start["keyframe"].psnr_after_success == 30.0
+    assert report.overall.gap_after_success == pytest.approx((0.3 * 4 + 0.2 * 8) / 12)
 
 
 def test_delay_is_imagined_minus_true(report):

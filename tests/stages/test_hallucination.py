@@ -68,6 +68,10 @@ def test_a_replay_starts_at_the_recorded_frame_and_takes_the_recorded_actions():
         np.testing.assert_array_equal(one.true_THWC, episode.frames_THWC[one.step : stop])
         np.testing.assert_array_equal(one.imagined_THWC[0], one.true_THWC[0])
         assert one.imagined_THWC.shape == one.true_THWC.shape
+        seen = torch.from_numpy(one.true_THWC[1:])
+        np.testing.assert_array_equal(
+            one.true_probability_T, reward(0.1).probability(seen, [episode.instruction] * len(seen))
+        )
 
     other = Episode(
         **{name: getattr(episode, name) for name in Episode.__slots__} | {"actions_TA": -episode.actions_TA}
@@ -117,12 +121,15 @@ def test_a_short_replay_without_success_stays_a_failure_of_the_full_horizon():
     measurement = Measurement(horizon=16, chunk_length=H)
     frames = np.zeros((9, IMAGE, IMAGE, 3), dtype=np.uint8)
     for imagined_first, true_first in [(8, 8), (2, 8), (7, 1)]:
-        measurement.add(Replay("demo", 0, "", frames, frames, np.zeros(8, np.float32), imagined_first, true_first))
+        imagined, true = np.full((2, 8), 0.25, np.float32) * [[1], [3]]
+        told = (imagined.astype(np.float32), imagined_first, true_first, true.astype(np.float32))
+        measurement.add(Replay("demo", 0, "", frames, frames, *told))
     report = measurement.report().overall
     assert report.confusion.both_fail == report.confusion.false_success == report.confusion.both_succeed == 1
     assert report.delay == 6
     assert report.psnr_by_depth[0] == 100
     assert torch.tensor(report.psnr_by_depth[1]).isnan()
+    assert report.gap_by_depth[0] == 0.5 == report.gap_after_success and report.psnr_after_success == 100
 
 
 def test_keyframes_lie_before_success_with_whole_chunks_ahead():

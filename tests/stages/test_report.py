@@ -36,7 +36,8 @@ def make_replay(seed=0, imagined_first=9, true_first=8):
     imagined = true.copy()
     imagined[1:, :, :8] = 0
     probability_T = np.linspace(0, 1, STEPS, dtype=np.float32)
-    return Replay(f"shard_00000/demo_{seed}", 0, INSTRUCTION, imagined, true, probability_T, imagined_first, true_first)
+    told = (probability_T, imagined_first, true_first, probability_T**2)
+    return Replay(f"shard_00000/demo_{seed}", 0, INSTRUCTION, imagined, true, *told)
 
 
 def write_evaluation(run, name, successes):

@@ -93,6 +93,12 @@ class StartReport:
     """Median of imagined minus true first success in env steps, where both succeed; NaN where none does."""
     psnr_by_depth: tuple[float, ...]
     """dB, mean of each chunk; NaN where no rollout is that long."""
+    gap_by_depth: tuple[float, ...]
+    """How far the success probability of an imagined frame is from that of the true one, mean of each chunk."""
+    psnr_after_success: float
+    """dB, mean over the frames after true success, which the post-success mask keeps from training; NaN without any."""
+    gap_after_success: float
+    """The same of the success probability."""
 
     def to_dict(self) -> dict[str, object]:
         """JSON form, with null for NaN."""
@@ -101,6 +107,9 @@ class StartReport:
             "false_success_by_depth": [rate.to_dict() for rate in self.false_success_by_depth],
             "delay": _number(self.delay),
             "psnr_by_depth": [_number(value) for value in self.psnr_by_depth],
+            "gap_by_depth": [_number(value) for value in self.gap_by_depth],
+            "psnr_after_success": _number(self.psnr_after_success),
+            "gap_after_success": _number(self.gap_after_success),
         }
 
 
@@ -118,7 +127,12 @@ class HallucinationReport:
 
 
 def measure_hallucination(
-    imagined_first_B: Tensor, true_first_B: Tensor, psnr_BT: Tensor, starts: Sequence[str], chunk_length: int
+    imagined_first_B: Tensor,
+    true_first_B: Tensor,
+    psnr_BT: Tensor,
+    gap_BT: Tensor,
+    starts: Sequence[str],
+    chunk_length: int,
 ) -> HallucinationReport:
     """Compare paired rollouts.
 
@@ -127,20 +141,26 @@ def measure_hallucination(
             (`wovr.metrics.success.first_success`). Counted from the start of the rollout, also from a keyframe.
         true_first_B: the same in the true simulator.
         psnr_BT: PSNR of each imagined frame in dB; NaN where a rollout is shorter than T.
+        gap_BT: distance of its success probability from that of the true frame; NaN likewise.
         starts: kind of start of each rollout, for example `first_frame` or `keyframe`.
         chunk_length: env steps per chunk, the unit of depth.
     """
     assert imagined_first_B.shape == true_first_B.shape == (len(starts),) == psnr_BT.shape[:1]
+    assert psnr_BT.shape == gap_BT.shape
 
     def report(chosen: Tensor) -> StartReport:
-        return _start_report(imagined_first_B[chosen], true_first_B[chosen], psnr_BT[chosen], chunk_length)
+        firsts = imagined_first_B[chosen], true_first_B[chosen]
+        return _start_report(*firsts, psnr_BT[chosen], gap_BT[chosen], chunk_length)
 
     by_start = {kind: report(torch.tensor([start == kind for start in starts])) for kind in sorted(set(starts))}
     return HallucinationReport(overall=report(torch.ones(len(starts), dtype=torch.bool)), by_start=by_start)
 
 
-def _start_report(imagined_first_B: Tensor, true_first_B: Tensor, psnr_BT: Tensor, chunk_length: int) -> StartReport:
+def _start_report(
+    imagined_first_B: Tensor, true_first_B: Tensor, psnr_BT: Tensor, gap_BT: Tensor, chunk_length: int
+) -> StartReport:
     T = psnr_BT.shape[1]
+    after_BT = torch.arange(T) > true_first_B[:, None]
     imagined_B, true_B = imagined_first_B < T, true_first_B < T
     depths = range(math.ceil(T / chunk_length))
     denied_by_depth = [~true_B[imagined_B & (imagined_first_B // chunk_length == depth)] for depth in depths]
@@ -150,6 +170,9 @@ def _start_report(imagined_first_B: Tensor, true_first_B: Tensor, psnr_BT: Tenso
         false_success_by_depth=tuple(Rate.of(denied) for denied in denied_by_depth),
         delay=delay_b.quantile(0.5).item() if len(delay_b) else math.nan,
         psnr_by_depth=tuple(by_depth(psnr_BT, chunk_length)),
+        gap_by_depth=tuple(by_depth(gap_BT, chunk_length)),
+        psnr_after_success=psnr_BT[after_BT].nanmean().item(),
+        gap_after_success=gap_BT[after_BT].nanmean().item(),
     )
 
 

@@ -47,26 +47,31 @@ class Measurement:
         self._kinds: list[str] = []
         self._firsts: list[tuple[int, int]] = []
         self._psnr: list[torch.Tensor] = []
+        self._gaps: list[torch.Tensor] = []
 
     def add(self, replayed: Replay) -> None:
         """Count one replay; what a shorter one lacks to the horizon counts as neither success nor error."""
         steps = len(replayed.probability_T)
-        psnr_T = torch.full((self.horizon,), math.nan, dtype=torch.float64)
+        psnr_T, gap_T = torch.full((2, self.horizon), math.nan, dtype=torch.float64)
         imagined, true = torch.from_numpy(replayed.imagined_THWC[1:]), torch.from_numpy(replayed.true_THWC[1:])
         psnr_T[:steps] = psnr(imagined[None], true[None])[0]
+        gap_T[:steps] = torch.from_numpy(np.abs(replayed.probability_T - replayed.true_probability_T))
         imagined_first, true_first = (
             first if first < steps else self.horizon for first in (replayed.imagined_first, replayed.true_first)
         )
         self._kinds.append(replayed.kind)
         self._firsts.append((imagined_first, true_first))
         self._psnr.append(psnr_T)
+        self._gaps.append(gap_T)
 
     def report(self) -> HallucinationReport:
         """All replays so far. UserError where there is none."""
         if not self._kinds:
             raise UserError(f"held-out episodes: expected at least one of {self.chunk_length} steps, found none")
         imagined_N, true_N = torch.tensor(self._firsts).unbind(dim=1)
-        return measure_hallucination(imagined_N, true_N, torch.stack(self._psnr), self._kinds, self.chunk_length)
+        return measure_hallucination(
+            imagined_N, true_N, torch.stack(self._psnr), torch.stack(self._gaps), self._kinds, self.chunk_length
+        )
 
 
 def replay_agreement(

@@ -34,7 +34,7 @@ OUTCOMES = ("both_succeed", "both_fail", "false_success", "false_failure")
 """Fields of `wovr.metrics.hallucination.Confusion`, in the order in which examples are chosen."""
 ROLLOUT = 2**32 - 1
 """Number of the rollout that keys the noise of replays: no update reaches it."""
-ARRAYS = ("imagined_THWC", "true_THWC", "probability_T")
+ARRAYS = ("imagined_THWC", "true_THWC", "probability_T", "true_probability_T")
 """Fields of `Replay` that are stored as tensors; the others are JSON in the header."""
 
 
@@ -55,6 +55,8 @@ class Replay:
     """Index of the frame that completes success in imagination; T where there is none."""
     true_first: int
     """The same in the recording, where one frame is enough."""
+    true_probability_T: NDArray[np.float32]
+    """Success probability of the true frames after each action, by the same reward model."""
 
     @property
     def kind(self) -> str:
@@ -138,15 +140,19 @@ def _replay_batch(world: ImaginedWorld, cuts: Sequence[_Cut]) -> Iterator[Replay
 
 def _compare(cut: _Cut, imagined_THWC: Frames, probability_T: NDArray[np.float32], world: ImaginedWorld) -> Replay:
     stop = cut.step + cut.steps
+    true_THWC = cut.episode.frames_THWC[cut.step : stop + 1]
+    after_THWC = torch.from_numpy(true_THWC[1:]).to(world.model.device)
+    true_T = world.reward.probability(after_THWC, [cut.episode.instruction] * cut.steps)
     return Replay(
         episode=cut.name,
         step=cut.step,
         instruction=cut.episode.instruction,
         imagined_THWC=imagined_THWC,
-        true_THWC=cut.episode.frames_THWC[cut.step : stop + 1],
+        true_THWC=true_THWC,
         probability_T=probability_T,
         imagined_first=int(first_success(probability_T[None], world.threshold, world.hold)[0]),
         true_first=int(first_success(cut.episode.success_T[None, cut.step : stop], threshold=0.5)[0]),
+        true_probability_T=true_T.cpu().numpy(),
     )
 
 

@@ -78,7 +78,7 @@ def run(place: Workplace) -> dict[str, Any]:
         tasks=_tasks(evaluation),
         curves=curves(read_records(folder.path / "metrics.jsonl")),
         hallucination=_hallucination_rows(measured),
-        psnr=_psnr_plots(measured),
+        depths=_depth_plots(measured),
         videos=_videos(videos),
         following=_following(following),
         replays=[_shown(replay) for replay in replays],
@@ -174,27 +174,32 @@ def _hallucination_rows(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _psnr_plots(measured: Mapping[str, Any]) -> list[Markup]:
-    """One plot per purpose: world models by colour, keyframes dashed."""
+def _depth_plots(measured: Mapping[str, Any]) -> list[Markup]:
+    """Error by depth, for each purpose: world models by colour, keyframes dashed."""
     purposes = dict.fromkeys(purpose for by_purpose in measured.values() for purpose in by_purpose)
     return [
         lines(
             [
                 Series(
                     f"{WORLDS[world]}, {kind.replace('_', ' ')}",
-                    range(1, len(found["psnr_by_depth"]) + 1),
-                    found["psnr_by_depth"],
+                    range(1, len(found[key]) + 1),
+                    found[key],
                     dashed=kind == "keyframe",
                     colour=list(WORLDS).index(world),
                 )
                 for world, by_purpose in measured.items()
                 for kind, found in by_purpose.get(purpose, {"by_start": {}})["by_start"].items()
+                if key in found  # a run that was measured by an older version has no gap
             ],
-            title=f"PSNR by depth, actions of {purpose}",
+            title=f"{title} by depth, actions of {purpose}",
             x="imagined chunk",
-            y="dB",
+            y=unit,
         )
         for purpose in purposes
+        for key, title, unit in (
+            ("psnr_by_depth", "PSNR", "dB"),
+            ("gap_by_depth", "Gap in success probability", "imagined from true"),
+        )
     ]
 
 
