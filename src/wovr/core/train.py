@@ -89,7 +89,7 @@ class Trainer:
         mine = split(batch, self.dist.world_size)[self.dist.rank]
         total: dict[str, Tensor] = {}
         for number, part in enumerate(split(mine, micro_batches), start=1):
-            part = {key: _to(value, self.dist.device) for key, value in part.items()}
+            part = {key: on_device(value, self.dist.device) for key, value in part.items()}
             loss_B, logs = self._weights.loss(loss_fn, part)
             assert loss_B.ndim == 1, "losses are per sample, shape (B,)"
             self._weights.backward(loss_B.sum() / size, last=number == micro_batches)
@@ -285,5 +285,6 @@ def split(batch: Batch, parts: int) -> list[Batch]:
     return [{key: value[start:stop] for key, value in batch.items()} for start, stop in itertools.pairwise(bounds)]
 
 
-def _to(value: Any, device: torch.device) -> Any:
+def on_device(value: Any, device: torch.device) -> Any:
+    """A tensor there; anything else as it is."""
     return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value

@@ -76,6 +76,7 @@ class Alarm:
         """What is in `path` belongs to this phase."""
         self.place, self.name, self.path, self.imagine = place, name, path, imagine
         self.config: AlarmConfig = place.experiment.rl.alarm
+        self._recordings = isinstance(place.experiment.simulator, RecordedConfig)
         self._looks: list[dict[str, Any]] = read_json(path) if path.is_file() else []
 
     def is_due(self, update: int, last: int) -> bool:
@@ -88,7 +89,7 @@ class Alarm:
         self._looks = self.place.dist.gather(self._looks)[0]
         first, now = self._looks[0], next(look for look in self._looks if look["update"] == update)
         imagined = paired_rise(first["imagined"], now["imagined"])
-        if isinstance(self.place.experiment.simulator, RecordedConfig):
+        if self._recordings:
             likelier = np.asarray(now["true"]["log_prob"]) - np.asarray(first["true"]["log_prob"])
             true = weighted_rise(np.exp(likelier), now["true"]["success"])
         else:
@@ -102,8 +103,7 @@ class Alarm:
     def _look(self, update: int, policy: Policy) -> None:
         if any(look["update"] == update for look in self._looks):  # before an interruption
             return
-        recorded = isinstance(self.place.experiment.simulator, RecordedConfig)
-        true = self._recorded(policy) if recorded else self._simulated(update, policy)
+        true = self._recorded(policy) if self._recordings else self._simulated(update, policy)
         imagined = self.imagine(policy).tolist()
         self._looks.append({"update": update, "imagined": imagined, "true": true})
         write_json(self.path, self._looks)

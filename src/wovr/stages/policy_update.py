@@ -17,7 +17,7 @@ from wovr.core.config import Config
 from wovr.core.dist import Dist
 from wovr.core.optim import OptimConfig
 from wovr.core.seed import stream
-from wovr.core.train import Trainer
+from wovr.core.train import Trainer, on_device
 from wovr.core.weights import LossFn
 from wovr.grpo.advantage import discounted_return, group_advantages
 from wovr.grpo.config import GRPOConfig
@@ -126,7 +126,7 @@ def base_divergence(base: nn.Module, batch: dict[str, Any], config: UpdateConfig
     for chosen in mine.tensor_split(config.accumulate):
         if not len(chosen):
             continue
-        part = {key: _to(value, dist.device) for key, value in _take(batch, chosen).items()}
+        part = {key: on_device(value, dist.device) for key, value in _take(batch, chosen).items()}
         with dist.autocast(config.optim.precision):
             base_log_probs_BK, _ = _log_probs(base, part, config.temperature)
         valid_BK = part["mask_BH"].repeat_interleave(base_log_probs_BK.shape[1] // part["mask_BH"].shape[1], dim=1)
@@ -182,7 +182,3 @@ def _take(batch: dict[str, Any], rows: Tensor) -> dict[str, Any]:
         key: value[rows] if isinstance(value, Tensor) else [value[i] for i in rows.tolist()]
         for key, value in batch.items()
     }
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
