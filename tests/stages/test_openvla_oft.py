@@ -19,6 +19,7 @@ from wovr.policy.files import load_policy
 from wovr.policy.openvla_oft.model import OpenVLAOFT
 from wovr.stages import pipeline
 from wovr.stages.experiment import Experiment
+from wovr.stages.policies import save_trained, trained_policy
 from wovr.stages.rl import IMAGINATION
 from wovr.stages.sft import POLICY
 
@@ -53,6 +54,13 @@ def test_sft_trains_all_weights_or_adapters(prepared: Path, tmp_path: Path) -> N
     assert json.loads(read_header(tmp_path / POLICY)["config"])["kind"] == "openvla_oft"
     merged, whole = (load_policy(path / POLICY).state_dict() for path in (prepared, tmp_path))
     assert merged.keys() == whole.keys() and not all(torch.equal(merged[name], whole[name]) for name in whole)
+
+
+def test_adapters_are_written_again_after_an_interruption(prepared: Path, tmp_path: Path) -> None:
+    policy = trained_policy(experiment(*LORA), prepared / POLICY)
+    for _ in range(2):
+        save_trained(tmp_path / "policy.safetensors", policy)
+    assert (tmp_path / "adapters/adapter_config.json").is_file() and not list(tmp_path.glob("*.tmp"))
 
 
 def test_rl_evaluation_and_refinement(prepared: Path, tmp_path: Path) -> None:

@@ -52,6 +52,11 @@ def test_the_table_is_an_order() -> None:
         assert all([*STAGES].index(need) < position for need in stage.needs)
 
 
+def test_work_of_the_first_rank_alone_shares_its_frame_memory(place: Workplace) -> None:
+    lone = place.alone()
+    assert lone.memory is place.memory and lone.run is place.run and lone.dist.world_size == 1
+
+
 def test_all_stages_once_then_only_the_report(ran: list[str], place: Workplace) -> None:
     run_all(place)
     run_all(place)

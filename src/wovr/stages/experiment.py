@@ -294,7 +294,9 @@ class Workplace:
 
     def alone(self) -> Workplace:
         """The same for work that rank 0 does while the other ranks wait."""
-        return replace(self, dist=self.dist.alone())
+        lone = replace(self, dist=self.dist.alone())
+        object.__setattr__(lone, "memory", self.memory)  # one bound for the process
+        return lone
 
     def simulator(self) -> Simulator:
         """A fresh true simulator, for the caller to close. UserError where there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,9 @@ def save_trained(path: Path, policy: PolicyModule) -> None:
     if not isinstance(policy, SmallVLA) and policy.config.lora is not None:
         from wovr.policy.openvla_oft.lora import save_adapters
 
-        save_adapters(path.parent / "adapters", policy)
+        adapters = path.parent / "adapters"
+        shutil.rmtree(adapters, ignore_errors=True)  # of a stage that was interrupted after it had written them
+        save_adapters(adapters, policy)
 
 
 def weights_dtype(experiment: Experiment, requested: Precision) -> torch.dtype:
