@@ -50,7 +50,9 @@ def paper_objective(rollouts, logits_NCKV: Tensor, config: GRPOConfig) -> Tensor
             T_valid[i], R[i] = T, 0.0
             for t in range(1, T + 1):
                 if rollouts.probability[i, t - 1] >= 0.5:
-                    T_valid[i], R[i] = t, config.gamma ** (t - 1)
+                    R[i] = config.gamma ** (t - 1)
+                    if config.mask_after_success:
+                        T_valid[i] = t
                     break
         if len({r > 0 for r in R.values()}) == 1:
             continue
@@ -71,7 +73,8 @@ def update_rows(rollouts, config: GRPOConfig):
     first_N = first_success(rollouts.probability, 0.5)
     returns_N = discounted_return(first_N, T, config.gamma).double()
     advantages = group_advantages(returns_N, torch.arange(P).repeat_interleave(G), config)
-    return advantages.advantage_N, chunk_rows(valid_steps(first_N, T), advantages.keep_N, H)
+    valid_N = valid_steps(first_N, T, mask_after_success=config.mask_after_success)
+    return advantages.advantage_N, chunk_rows(valid_N, advantages.keep_N, H)
 
 
 def row_losses(rollouts, logits_NCKV: Tensor, config: GRPOConfig, chosen: slice = slice(None)):
@@ -98,10 +101,12 @@ def gradient(value: Tensor, leaf: Tensor) -> Tensor:
     return found
 
 
+@pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("gamma", [1.0, 0.95])
 @pytest.mark.parametrize("clip", [(0.2, 0.2), (0.2, 0.28), (0.05, 0.02)])
-def test_mean_loss_and_gradient_are_minus_eq_11(rollouts, gamma, clip):
-    config = GRPOConfig(group_size=G, gamma=gamma, clip_low=clip[0], clip_high=clip[1])
+def test_mean_loss_and_gradient_are_minus_eq_11(rollouts, gamma, clip, masked):
+    """Without the mask Eq. 11 has T in place of T_valid."""
+    config = GRPOConfig(group_size=G, gamma=gamma, clip_low=clip[0], clip_high=clip[1], mask_after_success=masked)
     leaf = rollouts.logits.clone().requires_grad_()
     expected = -paper_objective(rollouts, leaf, config)
     loss_B, logs, _ = row_losses(rollouts, leaf, config)

@@ -10,6 +10,12 @@ def test_valid_steps_include_first_success():
     assert valid_steps(torch.tensor([5, 5]), torch.tensor([4, 8])).tolist() == [4, 6]
 
 
+def test_without_the_mask_every_step_is_valid():
+    first_N = torch.tensor([0, 5, 8])
+    assert valid_steps(first_N, 8, mask_after_success=False).tolist() == [8, 8, 8]
+    assert valid_steps(first_N, torch.tensor([4, 6, 8]), mask_after_success=False).tolist() == [4, 6, 8]
+
+
 def test_rows_cover_each_valid_step_once_and_no_other():
     H = 4
     valid_N = torch.tensor([1, 4, 5, 12, 9])

@@ -110,6 +110,22 @@ def test_success_stops_a_trajectory_and_nothing_is_computed_for_it(starts):
         assert batch.chunk_mask_NC[n].all() and batch.success_step_N[n] == 24
 
 
+def test_a_trajectory_may_run_on_after_success(starts):
+    """Up to first success it is the same; then it goes on, to the limit of its own start."""
+    limits, threshold = [24, 16, 24, 16], median_peak(starts)
+    ended = rollout(make_world(threshold=threshold), FakePolicy(), starts, seed=1, group_size=3, limits=limits)
+    policy = FakePolicy()
+    world = make_world(threshold=threshold)
+    on = rollout(world, policy, starts, seed=1, group_size=3, limits=limits, stop_at_success=False)
+    assert policy.acted == [12, 12, 6] and on.steps_N.tolist() == np.repeat(limits, 3).tolist()
+    assert (ended.steps_N < on.steps_N).any()
+    for n, steps in enumerate(ended.steps_N):
+        assert np.array_equal(ended.tokens_NCK[n, : steps // H], on.tokens_NCK[n, : steps // H])
+        if ended.success_N[n]:
+            assert on.success_step_N[n] == ended.success_step_N[n]
+    assert on.tokens_NCK[ended.chunk_mask_NC != on.chunk_mask_NC].any(axis=1).all(), "the policy acted there"
+
+
 def test_recordings_hold_what_the_policy_saw(starts):
     batch = rollout(make_world(), FakePolicy(), starts, seed=1, record=True)
     for n, start in enumerate(starts):
@@ -153,6 +169,10 @@ def test_the_true_simulator_goes_the_same_way():
     assert batch.recordings[1].proprio_TP.tolist() == [[step, step / 2] for step in range(25)]
     assert batch.wrist_NCHWC is None is batch.proprio_NCP, "the policy asked for neither"
     assert not batch.lost_N.any()
+    simulator = ScriptedSimulator()
+    on = rollout(ChunkedSimulator(simulator, H), FakePolicy(), starts, seed=1, stop_at_success=False)
+    assert on.success_step_N.tolist() == [9, 24, 9], "success at step 10 is not lost by what follows"
+    assert on.steps_N.tolist() == [24, 24, 24] and simulator.computed == 72
 
 
 def test_only_what_the_policy_sees_is_rendered_unless_it_is_recorded():

@@ -89,6 +89,15 @@ def test_metrics_of_an_update(prepared: Path, tmp_path: Path) -> None:
     assert line["seconds_rollout"] > 0 and line["memory_rollout_gb"] > 0.1
 
 
+def test_without_the_mask_every_step_of_every_rollout_counts(prepared: Path, tmp_path: Path) -> None:
+    """Of 8 trajectories of four chunks, two to a group."""
+    masked = updates(run_rl(prepared, tmp_path / "masked"))
+    unmasked = updates(run_rl(prepared, tmp_path / "unmasked", "rl.update.grpo.mask_after_success=false"))
+    assert all(line["valid_steps"] < 32 for line in masked)
+    assert all(line["valid_steps"] == 32 and line["rows"] == 8 * (4 - line["groups_equal"]) for line in unmasked)
+    assert masked[0]["success"] == unmasked[0]["success"], "of the same policy: the return is that of first success"
+
+
 def test_a_gap_between_rollout_and_training_is_told_once(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ from wovr.core.errors import UserError
 from wovr.core.types import SimulatorStart
 from wovr.envs.base import Observation
 from wovr.envs.tabletop import Tabletop
+from wovr.envs.tabletop.physics import Table
 from wovr.episodes.store import EpisodeStore
 from wovr.stages import collect, evaluate, pipeline
 from wovr.stages.experiment import Workplace
@@ -144,6 +145,16 @@ def test_online_groups_with_a_lost_trajectory_are_dropped(toy, tmp_path, losing)
     assert update["groups"] == 2
     (line,) = ledger(tmp_path, "online")
     assert (line["episodes"], line["lost"]) == (4, 2)
+
+
+@pytest.mark.parametrize(("masked", "steps"), [("true", 8), ("false", 32)])
+def test_the_ledger_pays_for_what_ran_after_success(toy, tmp_path, monkeypatch, masked, steps):
+    experiment = toy("rl.simulator=true", "rl.updates=1", f"rl.update.grpo.mask_after_success={masked}")
+    run(experiment, tmp_path, "sft")
+    monkeypatch.setattr(Table, "success", lambda table, task_id: True)
+    run(experiment, tmp_path, "rl")
+    (line,) = ledger(tmp_path, "online")
+    assert (line["episodes"], line["steps"]) == (4, 4 * steps)
 
 
 def test_online_rl_needs_no_world_model(toy, tmp_path):

@@ -30,3 +30,6 @@ class GRPOConfig(Config):
     """Groups with fewer successes are skipped. With min_failures this is the reference's 1 to 7 of 8."""
     min_failures: int = Field(1, ge=0)
     """Groups with fewer failures are skipped. 0 together with gamma < 1 lets groups learn to be faster."""
+    mask_after_success: bool = True
+    """Whether a trajectory ends at first success (T_valid of Eq. 11). Off: it runs on to its limit and all its steps
+    count, as in WMPO; its return is still that of first success."""

@@ -1,8 +1,9 @@
 """What counts: steps up to and including first success, and the weight of each.
 
 Imagination is least to be trusted after success, so later steps are masked, env step by env step: a chunk in the
-middle of which the task succeeds counts up to that step. The rest of Eq. 11's bookkeeping is here too: which
-chunks are trained on, and the factor that makes a mean over chunks the mean over trajectories of the paper.
+middle of which the task succeeds counts up to that step. `GRPOConfig.mask_after_success` turns this off. The rest of
+Eq. 11's bookkeeping is here too: which chunks are trained on, and the factor that makes a mean over chunks the mean
+over trajectories of the paper.
 
 Legend: N trajectories, C chunks per trajectory, H env steps per chunk, B rows (chunks) that are trained on.
 """
@@ -15,17 +16,18 @@ import torch
 from torch import Tensor
 
 
-def valid_steps(first_N: Tensor, steps: int | Tensor) -> Tensor:
-    """T_valid: env steps up to and including first success, all of them where there is none.
+def valid_steps(first_N: Tensor, steps: int | Tensor, *, mask_after_success: bool = True) -> Tensor:
+    """T_valid: env steps up to and including first success, all of them where there is none or no mask is asked for.
 
     Args:
         first_N: index of first success (`wovr.metrics.success.first_success`), any value >= steps where there is none.
         steps: env steps of each trajectory, one number or (N,).
+        mask_after_success: as in `GRPOConfig`; without it the trajectories must have run on after success.
 
     Returns:
         int64 (N,), at least 1.
     """
-    return torch.clamp(first_N + 1, max=steps)
+    return torch.clamp(first_N + 1, max=steps) if mask_after_success else torch.zeros_like(first_N) + steps
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Rollouts of a policy in groups that share a start: batched, stopped at success, compacted.
+"""Rollouts of a policy in groups that share a start: batched, stopped at success unless asked to run on, compacted.
 
 The same function drives imagination and the true simulator. Every random draw is keyed by trajectory and chunk, so
 neither the batch size nor the order of work changes a trajectory.
@@ -76,7 +76,7 @@ class RolloutBatch:
     success_step_N: NDArray[np.int64]
     """Index of the frame that completes success (`first_success`); T where none does."""
     limit_N: NDArray[np.int64]
-    """Env steps after which a trajectory without success was ended: the horizon, or less where asked for."""
+    """Env steps after which a trajectory was ended if success did not end it: the horizon, or less where asked for."""
     chunk_mask_NC: NDArray[np.bool_]
     lost_N: NDArray[np.bool_]
     """Whether the simulator lost the trajectory's environment: what there is of it says nothing of the policy."""
@@ -126,9 +126,10 @@ def rollout(
     greedy: bool = False,
     limits: Sequence[int] | None = None,
     longest: int | None = None,
+    stop_at_success: bool = True,
     record: bool = False,
 ) -> RolloutBatch:
-    """Roll the policy out `group_size` times from every start (Eq. 9). Success ends a trajectory.
+    """Roll the policy out `group_size` times from every start (Eq. 9).
 
     Args:
         world: imagination or simulator.
@@ -144,6 +145,7 @@ def rollout(
         greedy: take the likeliest tokens instead of sampling.
         limits: env steps of each start's trajectories, whole chunks, where the horizon does not come first.
         longest: env steps of the longest of all trajectories where ranks share the starts: all return as many steps.
+        stop_at_success: whether success ends a trajectory; else it runs to its limit, and first success is still noted.
         record: keep every frame, simulator state and proprioception as well.
 
     Raises UserError where the policy asks for other actions or views than the world has.
@@ -158,7 +160,7 @@ def rollout(
     limit_N = np.repeat(np.broadcast_to(limit_P, len(starts)), group_size)
     trajectory_N = first_group * group_size + np.arange(len(starts) * group_size)
     horizon = int(limit_N.max()) if longest is None else min(longest, world.horizon)
-    log = _Log(limit_N, horizon, world, record)
+    log = _Log(limit_N, horizon, world, record, stop_at_success)
     for first in range(0, len(trajectory_N), batch_size):
         rows_B = np.arange(first, min(first + batch_size, len(trajectory_N)))
         keys = [TrajectoryKey(seed, number, int(n), world=int(n) // group_size) for n in trajectory_N[rows_B]]
@@ -184,7 +186,7 @@ def _run(
     chunk: Chunk,
     log: _Log,
 ) -> None:
-    """Roll out one micro-batch, rows `rows_B` of the log. What succeeds is dropped."""
+    """Roll out one micro-batch, rows `rows_B` of the log. What ends is dropped."""
     for c in range(log.chunks):
         view = look(chunk)
         action = act(view, [log.instructions[row] for row in rows_B], keys, c)
@@ -218,10 +220,13 @@ def _act(
 class _Log:
     """The arrays of a `RolloutBatch` while they are filled."""
 
-    def __init__(self, limit_N: NDArray[np.int64], horizon: int, world: ChunkWorld, record: bool) -> None:
+    def __init__(
+        self, limit_N: NDArray[np.int64], horizon: int, world: ChunkWorld, record: bool, stop_at_success: bool
+    ) -> None:
         N, H, A = len(limit_N), world.chunk_length, world.action_dim
         self.limit_N, self.horizon, self.chunks, self.record = limit_N, horizon, math.ceil(horizon / H), record
         self.threshold, self.hold, self.chunk_length = world.threshold, world.hold, H
+        self.stop_at_success = stop_at_success
         self.instructions = [""] * N
         self.frames_NCHWC = np.zeros((N, self.chunks, 0, 0, 3), dtype=np.uint8)
         self.wrist_NCHWC: Frames | None = None
@@ -270,7 +275,7 @@ class _Log:
         self.lost_N[rows_B] = chunk.lost_B
         self._record(rows_B, chunk)
         succeeded_B = self._success_steps()[rows_B] < self.horizon
-        return succeeded_B | (self.limit_N[rows_B] <= span.stop) | chunk.lost_B
+        return (succeeded_B & self.stop_at_success) | (self.limit_N[rows_B] <= span.stop) | chunk.lost_B
 
     def batch(self, group_N: NDArray[np.int64]) -> RolloutBatch:
         """All that was noted."""

@@ -152,6 +152,7 @@ def shared_rollout(
         correlation=config.update.correlation,
         limits=None if limits is None else limits[mine],
         longest=None if limits is None else max(limits),
+        stop_at_success=config.update.grpo.mask_after_success,
     )
     return together(dist, batch)
 

@@ -68,7 +68,7 @@ def update_policy(
     first_N, limit_N = torch.from_numpy(rollouts.success_step_N), torch.from_numpy(rollouts.limit_N)
     returns_N = discounted_return(first_N, limit_N, config.grpo.gamma)
     advantages = group_advantages(returns_N, torch.from_numpy(rollouts.group_N), config.grpo)
-    valid_N = valid_steps(first_N, limit_N)
+    valid_N = valid_steps(first_N, limit_N, mask_after_success=config.grpo.mask_after_success)
     rows = chunk_rows(valid_N, advantages.keep_N, chunk_length(rollouts))
     logs = {
         "success": float(rollouts.success_N.mean()),
