@@ -5,9 +5,9 @@ from wovr.core.errors import UserError
 from wovr.core.seed import stream
 from wovr.core.train import TrainConfig
 from wovr.core.types import SimulatorStart
-from wovr.envs.tabletop import Demonstrator, Player, Tabletop, TabletopConfig, goal, play_scene
+from wovr.envs.tabletop import Demonstrator, Player, Tabletop, TabletopConfig, goal, goal_distance, play_scene
 from wovr.envs.tabletop.physics import GAP_EMPTY, GAP_OPEN, REACH, Table
-from wovr.envs.tabletop.scene import BLOCK_HALF, SUITE_COLOURS, TASKS, WELL_RADIUS, Scene
+from wovr.envs.tabletop.scene import BLOCK_HALF, SETTLED_RADIUS, SUITE_COLOURS, TASKS, WELL_RADIUS, Scene
 from wovr.stages.demonstrations import demonstrate
 from wovr.stages.experiment import CodecStageConfig, Experiment, SftConfig
 
@@ -188,3 +188,23 @@ def test_the_demonstrator_stops_after_its_placement():
         table.step(hand.action(table.state()))
     assert hand.done
     assert table.success(0)
+
+
+def test_the_distance_read_from_states_is_at_most_the_settled_radius_where_the_simulator_sees_success():
+    episodes = demonstrate(Tabletop(TabletopConfig()), starts(40), experiment(skill=0.3))
+    near_misses = 0
+    for episode in episodes:
+        distance_F = goal_distance(episode.task_id, episode.init_id, episode.states_TS)
+        assert np.array_equal(distance_F[1:] <= SETTLED_RADIUS, episode.success_T)
+        held_F = episode.states_TS[:, 3] == goal(episode.task_id)[0]
+        assert held_F.any() and np.array_equal(np.isinf(distance_F), held_F)
+        near_misses += not episode.success and distance_F.min() < 12
+    assert 0 < sum(episode.success for episode in episodes) < 40 and near_misses
+
+
+def test_no_distance_is_read_from_states_of_another_layout():
+    (episode,) = demonstrate(Tabletop(TabletopConfig(horizon=4)), starts(1), experiment())
+    assert goal_distance(episode.task_id, 0, episode.states_TS) is not None
+    assert goal_distance(episode.task_id, 1, episode.states_TS) is None
+    assert goal_distance(episode.task_id, -1, episode.states_TS) is None
+    assert goal_distance(episode.task_id, 0, episode.states_TS[:, :6]) is None

@@ -79,6 +79,19 @@ def test_contact_is_drawn_as_often_as_its_weight_says() -> None:
     assert share == pytest.approx(25 / (25 + 18 + 30), abs=0.02)
 
 
+def test_an_episodes_windows_are_drawn_as_often_as_its_weight_says() -> None:
+    """On top of what they weigh themselves."""
+    episodes = [steps(48, closed=range(20, 48)), steps(48, closed=range(20, 48))]
+    config = WindowConfig(contact_weight=5.0, cold_start=0.0, static=0.0)
+    plain = WindowIndex(episodes, horizon=H, config=config)
+    index = WindowIndex(episodes, horizon=H, config=config, weight_E=np.array([1.0, 4.0]))
+    assert np.array_equal(index.weight_W, plain.weight_W * np.repeat([1.0, 4.0], 41))
+    episode_n, t_n = index.draw(stream(1, "windows"), 20_000)
+    assert np.mean(episode_n == 1) == pytest.approx(0.8, abs=0.02)
+    contact = np.isin(t_n[episode_n == 1], range(16, 21)).mean()
+    assert contact == pytest.approx(25 / (25 + 18 + 30), abs=0.02)
+
+
 def test_no_window_starts_long_after_success() -> None:
     index = WindowIndex([steps(48, success=10)], horizon=H, config=PLAIN)
     assert index.t_W.tolist() == list(range(11 + PLAIN.after_success + 1))

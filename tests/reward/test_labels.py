@@ -68,6 +68,23 @@ def test_shares_of_positives_and_hard_negatives() -> None:
     assert {frame for label, number, frame, _ in labels_of(easy) if number == 1} == set(range(21))
 
 
+def test_episodes_are_drawn_as_often_as_their_weights_say() -> None:
+    other = episode(2, success=[0] * 20, grip=[-1] * 20)
+    data = LabelledFrames([SUCCEEDS, FAILS, other], LabelConfig(), seed=0, weight_E=np.array([1.0, 5.0, 2.0]))
+    rows = labels_of(data, batches=80)
+    negatives = [number for label, number, *_ in rows if not label]
+    share = np.bincount(negatives) / len(negatives)
+    np.testing.assert_allclose(share, [1 / 8, 5 / 8, 2 / 8], atol=0.03)
+    assert abs(np.mean([label for label, *_ in rows]) - 0.5) < 0.03, "classes stay balanced"
+    assert {number for label, number, *_ in rows if label} == {0}
+
+
+def test_equal_weights_draw_what_none_draw() -> None:
+    plain = LabelledFrames([SUCCEEDS, FAILS], LabelConfig(), seed=0)
+    equal = LabelledFrames([SUCCEEDS, FAILS], LabelConfig(), seed=0, weight_E=np.ones(2))
+    assert labels_of(plain) == labels_of(equal)
+
+
 def test_reconstructions_replace_their_share_of_the_frames() -> None:
     rebuilt = [episode.frames_THWC.copy() for episode in (SUCCEEDS, FAILS)]
     for frames_THWC in rebuilt:

@@ -8,7 +8,7 @@ the static video (t = -H: all new frames are o_0 too).
 Departure from the reference trainer, which draws t uniformly: windows around gripper toggles are drawn more often and
 idle frames long after success never, because whether a grasp holds is decided in a few frames, and RL stops at success.
 
-Legend: T env steps, A action dims, M memory frames, H new frames, W windows of all episodes.
+Legend: T env steps, A action dims, M memory frames, H new frames, E episodes, W windows of all episodes.
 """
 
 from __future__ import annotations
@@ -52,12 +52,18 @@ class WindowIndex:
     """Draws windows (episode, t) from recorded episodes, weighted as `config` says.
 
     `steps` holds (actions_TA, success_T) per episode, as `EpisodeStore.steps` returns them. A window is drawn where
-    its new frames exist: t + H <= T; and at multiples of `stride` alone. Raises UserError where no episode has so many
-    steps.
+    its new frames exist: t + H <= T; and at multiples of `stride` alone. `weight_E`, one number per episode, multiplies
+    the weights of its windows. Raises UserError where no episode has so many steps.
     """
 
     def __init__(
-        self, steps: Sequence[tuple[Actions, NDArray[np.bool_]]], *, horizon: int, config: WindowConfig, stride: int = 1
+        self,
+        steps: Sequence[tuple[Actions, NDArray[np.bool_]]],
+        *,
+        horizon: int,
+        config: WindowConfig,
+        stride: int = 1,
+        weight_E: NDArray[np.float64] | None = None,
     ) -> None:
         self.horizon = horizon
         self.config = config
@@ -68,6 +74,8 @@ class WindowIndex:
         self.episode_W = np.repeat(np.arange(len(steps)), counts)
         self.t_W = stride * np.concatenate([np.arange(count) for count in counts])
         self.weight_W = np.concatenate(weights)
+        if weight_E is not None:
+            self.weight_W *= weight_E[self.episode_W]
         self._cumulative_W = np.cumsum(self.weight_W)
 
     def __len__(self) -> int:

@@ -5,7 +5,8 @@ just before success, those after a release that missed, and how failed rollouts 
 A frame is only ever shown with the instruction it was recorded under. Whether it meets another one is not known
 from the recording, so there are no negatives by swapped instruction.
 
-Legend: B batch, T env steps; frame t + 1 of an episode is the result of its action t and carries `success_T[t]`.
+Legend: B batch, E episodes, T env steps; frame t + 1 of an episode is the result of its action t and carries
+`success_T[t]`.
 """
 
 from __future__ import annotations
@@ -46,8 +47,10 @@ class LabelledFrames:
         config: LabelConfig,
         seed: int,
         reconstructed: Sequence[Video] | None = None,
+        weight_E: NDArray[np.float64] | None = None,
     ) -> None:
-        """`reconstructed[i]`, where given, has the shape of `episodes[i].frames_THWC`.
+        """`reconstructed[i]`, where given, has the shape of `episodes[i].frames_THWC`; `weight_E[i]` says how
+        many times likelier that episode is drawn than one of weight 1, among those with frames of the kind asked for.
 
         Raises UserError when the episodes hold no successful or no unsuccessful frame.
         """
@@ -60,6 +63,10 @@ class LabelledFrames:
             "positive": _frames_by_episode(success),
             "negative": _frames_by_episode([~success_F for success_F in success]),
             "hard": _frames_by_episode([hard_frames(episode, config.window) for episode in episodes]),
+        }
+        weight_E = np.ones(len(episodes)) if weight_E is None else weight_E
+        self.cumulative = {
+            kind: np.cumsum([weight_E[index] for index, _ in choices]) for kind, choices in self.kinds.items()
         }
         for kind in ("positive", "negative"):
             if not self.kinds[kind]:
@@ -78,8 +85,10 @@ class LabelledFrames:
         for kind_u, hard_u, source_u, episode_u, frame_u in rng.random((size, 5)):
             label = kind_u < self.config.positive
             hard = hard_u < self.config.hard and self.kinds["hard"]
-            choices = self.kinds["positive" if label else "hard" if hard else "negative"]
-            index, candidates = choices[int(episode_u * len(choices))]
+            kind = "positive" if label else "hard" if hard else "negative"
+            cumulative = self.cumulative[kind]
+            choice = int(np.searchsorted(cumulative, episode_u * cumulative[-1], side="right"))
+            index, candidates = self.kinds[kind][min(choice, len(cumulative) - 1)]
             source = self.reconstructed if source_u < self.config.reconstructed else self.frames
             frames.append(source[index][candidates[int(frame_u * len(candidates))]])
             instructions.append(self.episodes[index].instruction)

@@ -37,6 +37,7 @@ from wovr.policy.small import SmallVLAConfig
 from wovr.reward.calibrate import CalibrationConfig
 from wovr.reward.classifier import RewardClassifierConfig
 from wovr.reward.labels import LabelConfig
+from wovr.reward.near import NearSuccessConfig
 from wovr.stages.data import training_data
 from wovr.stages.latents import WorldLossConfig
 from wovr.stages.rl_config import RefineConfig, RLConfig
@@ -251,6 +252,9 @@ class Experiment(Config):
     reward: RewardStageConfig = RewardStageConfig()
     world_model: WorldStageConfig = WorldStageConfig()
     decoder: DecoderStageConfig = DecoderStageConfig()
+    near_success: NearSuccessConfig | None = None
+    """Failed episodes that nearly succeeded, drawn more often where world model and reward are trained, in refinement
+    too. None draws all episodes alike (the paper)."""
     keyframes: MineConfig = MineConfig()
     rl: RLConfig = RLConfig()
     refine: RefineConfig = RefineConfig()

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from wovr.core.dist import Dist, Precision
@@ -34,6 +36,8 @@ class WorldTraining:
     log: RunLog
     precision: Precision | None = None
     """Of the written weights; none keeps the trained ones."""
+    weight_E: NDArray[np.float64] | None = None
+    """How many times likelier windows of each of the E episodes are drawn; none draws them alike."""
 
     def run(self, dit: ActionDiT, path: Path, validate: Validation | None = None) -> dict[str, float]:
         """Train `dit` in both phases, write it to `path` and return its last validation.
@@ -88,6 +92,7 @@ class WorldTraining:
             copies=config.loss.copies,
             seed=self.seed,
             own=memory,
+            weight_E=self.weight_E,
         )
         result = fit(
             dit,

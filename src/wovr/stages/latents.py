@@ -157,7 +157,8 @@ class OwnMemory:
 class WorldBatches:
     """Batches for `world_loss`; `at(step)` is a pure function of the step.
 
-    `layout` is that of the windows, packed or not. Raises UserError where no episode is as long as their new frames.
+    `layout` is that of the windows, packed or not; `weight_E` as in `WindowIndex`. Raises UserError where no episode is
+    as long as their new frames.
     """
 
     def __init__(
@@ -170,11 +171,14 @@ class WorldBatches:
         copies: int,
         seed: int,
         own: OwnMemory | None = None,
+        weight_E: NDArray[np.float64] | None = None,
     ) -> None:
         assert data.horizon == FRAMES_PER_LATENT * layout.new
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.noise_frames = layout.context + copies * layout.new
-        self.index = WindowIndex(data.steps, horizon=data.horizon, config=windows, stride=data.stride)
+        self.index = WindowIndex(
+            data.steps, horizon=data.horizon, config=windows, stride=data.stride, weight_E=weight_E
+        )
         self.layout, self.own = layout, own
         self.own_p_M = None if own is None else self._probabilities(own.place_M)
 

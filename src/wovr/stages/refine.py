@@ -14,6 +14,7 @@ from wovr.kir.bank import KeyframeBank
 from wovr.stages import keyframes
 from wovr.stages.data import names_of, refine_purpose, split
 from wovr.stages.experiment import Workplace
+from wovr.stages.near_success import near_weights
 from wovr.stages.policies import acting_policy, trained_policy
 from wovr.stages.rl import IMAGINATION, train_policy
 from wovr.stages.train_decoder import train_decoder
@@ -98,10 +99,12 @@ def _refine_models(place: Workplace, number: int, before: Path, folder: Path) ->
             [episode for _, episode in held],
             _gentler(config.reward.train, config.refine.reward_steps, rate),
             folder / REWARD,
+            before / REWARD,
         )
+        weight_E, near = near_weights(place, "world_model", train, folder / REWARD)
         dit, _, _ = load_dit(before / DIT)
         own = config.world_model.own_memory
-        summary["world_model"] = world_training(place, train, codec).phase(
+        summary["world_model"] = near | world_training(place, train, codec, weight_E).phase(
             dit,
             _gentler(config.world_model.train, config.refine.world_steps, rate),
             folder / DIT,

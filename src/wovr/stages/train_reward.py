@@ -19,6 +19,7 @@ from wovr.reward.calibrate import Calibration, calibrate
 from wovr.reward.classifier import RewardClassifier, reward_loss
 from wovr.reward.labels import LabelledFrames
 from wovr.stages.experiment import Workplace
+from wovr.stages.near_success import near_weights
 from wovr.stages.reconstructions import reconstructions
 
 
@@ -41,11 +42,13 @@ def train_reward(
     held_out: list[Episode],
     settings: TrainConfig,
     path: Path,
+    before: Path | None = None,
 ) -> dict[str, Any]:
-    """Train `model`, calibrate it and write it to `path`; refinement calls this too, with a trained model."""
+    """Train `model`, calibrate it and write it to `path`; refinement calls this too, with the one `before`."""
     config = place.experiment.reward
+    weight_E, near = near_weights(place, "reward", train, before)
     drawn = reconstructions(place, codec, [*train, *held_out])
-    batches = LabelledFrames(train, config.labels, place.experiment.seed, drawn[: len(train)])
+    batches = LabelledFrames(train, config.labels, place.experiment.seed, drawn[: len(train)], weight_E)
     result = fit(
         model,
         reward_loss,
@@ -70,7 +73,8 @@ def train_reward(
     place.dist.on_main(lambda: save_model(path, classifier, classifier.config))
     result.clean()
     true = [probabilities(classifier, episode.frames_THWC, episode.instruction)[1:] for episode in held_out]
-    return {"reconstructed": _summary(chosen), "true_frames_agreement": _agreement(classifier, true, succeeded_E)}
+    agreement = _agreement(classifier, true, succeeded_E)
+    return {"reconstructed": _summary(chosen), "true_frames_agreement": agreement, **near}
 
 
 @torch.no_grad()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from wovr.codec.base import Codec
@@ -23,6 +25,7 @@ from wovr.stages.experiment import Workplace
 from wovr.stages.fit_world import Validation, WorldTraining
 from wovr.stages.hallucination import BATCH, replay_agreement
 from wovr.stages.latents import LatentEpisodes
+from wovr.stages.near_success import near_weights
 
 VALIDATION_EPISODES = 60
 
@@ -35,11 +38,14 @@ def run(place: Workplace) -> dict[str, Any]:
     codec = StoredCodec(place.run.path / CODEC, place.dist.device)
     dit = backbone(place)
     judge = validator(place, codec, load_reward(place.run.path / REWARD, place.dist.device), held)
-    return world_training(place, train, codec).run(dit, path, judge)
+    weight_E, near = near_weights(place, "world_model", train, place.run.path / REWARD)
+    return world_training(place, train, codec, weight_E).run(dit, path, judge) | near
 
 
-def world_training(place: Workplace, episodes: list[Episode], codec: StoredCodec) -> WorldTraining:
-    """The training of the run's world model on these episodes; refinement uses it too."""
+def world_training(
+    place: Workplace, episodes: list[Episode], codec: StoredCodec, weight_E: NDArray[np.float64] | None
+) -> WorldTraining:
+    """The training of the run's world model on these episodes, so weighted; refinement uses it too."""
     settings = place.experiment.world_model
     data = LatentEpisodes(
         episodes,
@@ -50,7 +56,7 @@ def world_training(place: Workplace, episodes: list[Episode], codec: StoredCodec
         folder=place.run.folder("latents"),
         dist=place.dist,
     )
-    return WorldTraining(settings, codec, data, place.experiment.seed, place.dist, place.log)
+    return WorldTraining(settings, codec, data, place.experiment.seed, place.dist, place.log, weight_E=weight_E)
 
 
 def backbone(place: Workplace) -> ActionDiT:
