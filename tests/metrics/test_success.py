@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from wovr.metrics.success import PairedDifference, Rate, agreement, first_success, paired_difference
+from wovr.metrics.success import Difference, PairedDifference, Rate, agreement, first_success, paired_difference
 
 
 def first_success_by_loop(probability, threshold, hold):
@@ -52,6 +52,26 @@ def test_rate_without_trials():
     rate = Rate.of([])
     assert math.isnan(rate.rate)
     assert rate.to_dict() == {"rate": None, "successes": 0, "n": 0, "ci95": [0.0, 1.0]}
+
+
+@pytest.mark.parametrize(
+    ("b", "a", "low", "high"),
+    # Newcombe (1998), Statistics in Medicine 17:873-890, table II, method 10 without continuity correction.
+    [
+        ((56, 70), (48, 80), 0.0524, 0.3339),
+        ((9, 10), (3, 10), 0.1705, 0.8090),
+        ((6, 7), (2, 7), 0.0582, 0.8062),
+        ((5, 56), (0, 29), -0.0381, 0.1926),
+        ((0, 10), (0, 20), -0.1611, 0.2775),
+        ((10, 10), (0, 10), 0.6075, 1.0),
+    ],
+)
+def test_unpaired_interval_matches_published_values(a, b, low, high):
+    difference = Difference(Rate(*a), Rate(*b))
+    assert difference.difference == pytest.approx(b[0] / b[1] - a[0] / a[1])
+    assert difference.ci95 == pytest.approx((low, high), abs=5.1e-5)
+    swapped = Difference(Rate(*b), Rate(*a))
+    assert swapped.ci95 == pytest.approx((-high, -low), abs=5.1e-5)
 
 
 def test_paired_difference_counts_discordant_states_only():

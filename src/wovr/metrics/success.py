@@ -81,6 +81,31 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
+class Difference:
+    """Rate b minus rate a of trials that share nothing, at least one each."""
+
+    a: Rate
+    b: Rate
+
+    @property
+    def difference(self) -> float:
+        """In [-1, 1]."""
+        return self.b.rate - self.a.rate
+
+    @property
+    def ci95(self) -> tuple[float, float]:
+        """Hybrid score 95 % interval of Newcombe (1998, method 10), from the Wilson intervals of both rates."""
+        (low_a, high_a), (low_b, high_b) = self.a.ci95, self.b.ci95
+        below = math.hypot(self.b.rate - low_b, high_a - self.a.rate)
+        above = math.hypot(high_b - self.b.rate, self.a.rate - low_a)
+        return self.difference - below, self.difference + above
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON form."""
+        return {"difference": self.difference, "ci95": list(self.ci95)}
+
+
+@dataclass(frozen=True, slots=True)
 class PairedDifference:
     """Success of policy b minus that of policy a on the same initial states."""
 

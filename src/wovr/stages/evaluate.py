@@ -27,8 +27,8 @@ from wovr.policy.base import Policy
 from wovr.stages.data import held_out_names
 from wovr.stages.experiment import Workplace
 from wovr.stages.policies import acting_policy
-from wovr.stages.refine import last_policy
 from wovr.stages.rl import IMAGINATION
+from wovr.stages.rounds import last_policy
 from wovr.stages.sft import POLICY
 
 BATCH = 100
@@ -42,7 +42,10 @@ Judge = Callable[[Policy, str], list[dict[str, Any]]]
 
 
 def run(place: Workplace) -> dict[str, Any]:
-    """Write `eval/NAME.json` for every policy that exists and return rates and paired differences to the base."""
+    """Write `eval/NAME.json` for every policy that exists and return rates and paired differences to the base.
+
+    Where refinement ended with a policy that was there before it, `pace` is that one and costs no rollouts again.
+    """
     policies: dict[str, Path] = {"base": place.run.path / POLICY}
     if (place.run.path / IMAGINATION).is_file():
         policies["imagination"] = place.run.path / IMAGINATION
@@ -54,8 +57,11 @@ def run(place: Workplace) -> dict[str, Any]:
     measured: dict[str, list[dict[str, Any]]] = {}
     with _imagined(place) if recorded else _true(place) as judge:
         for name, path in policies.items():
-            measured[name] = judge(acting_policy(place, path), name)
+            same = next((other for other in measured if policies[other] == path), None)
+            measured[name] = measured[same] if same else judge(acting_policy(place, path), name)
             found = _found(name, summary["world"], measured[name])
+            if same:
+                summary[f"{name}_is"] = same
             write_json(place.run.folder("eval") / f"{name}.json", found)
             summary[name] = found["success"]
             difference = paired(measured["base"], measured[name])

@@ -1,6 +1,7 @@
 """PACE (4.3): a few true rollouts of the evolved policy bring world model, reward and keyframes back to it.
 
-Each round trains on the mixture of all rollouts so far, mines the new failures and goes on with RL.
+Each round trains on the mixture of all rollouts so far, mines the new failures and goes on with RL. How many rounds
+there are, true success may decide (`wovr.stages.rounds`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from wovr.stages.experiment import Workplace
 from wovr.stages.near_success import near_weights
 from wovr.stages.policies import acting_policy, trained_policy
 from wovr.stages.rl import IMAGINATION, train_policy
+from wovr.stages.rounds import open_round, round_folder
 from wovr.stages.train_decoder import train_decoder
 from wovr.stages.train_reward import train_reward
 from wovr.stages.train_wm import validator, world_training
@@ -27,10 +29,13 @@ FIRST_INIT = 1000
 
 
 def run(place: Workplace) -> dict[str, Any]:
-    """All rounds, or those up to one that the alarm stops; a round or part of one that is complete is skipped."""
+    """All rounds, or those up to one that the alarm stops or that `refine.min_gain` says not to train any more; a round
+    or part of one that is complete is skipped."""
     summary: dict[str, Any] = {}
     for number in range(1, place.experiment.refine.rounds + 1):
         summary[f"round_{number}"] = found = _round(place, number)
+        if "stands" in found.get("opening", {}):
+            break
         alarm = found.get("rl", {}).get("alarm", {})
         if alarm.get("action") == "stop":
             summary["alarm"] = alarm
@@ -38,23 +43,8 @@ def run(place: Workplace) -> dict[str, Any]:
     return summary
 
 
-def round_folder(place: Workplace, number: int) -> Path:
-    """Folder of one round."""
-    return place.run.path / "refine" / f"round_{number}"
-
-
-def last_policy(place: Workplace) -> Path | None:
-    """The policy after the last complete round, None where no round is complete."""
-    for number in range(place.experiment.refine.rounds, 0, -1):
-        path = round_folder(place, number) / IMAGINATION
-        if path.is_file():
-            return path
-    return None
-
-
 def _round(place: Workplace, number: int) -> dict[str, Any]:
-    config, folder = place.experiment, round_folder(place, number)
-    before = place.run.path if number == 1 else round_folder(place, number - 1)
+    config, folder, before = place.experiment, round_folder(place, number), round_folder(place, number - 1)
     purpose = refine_purpose(number)
     place.dist.on_main(
         lambda: collect_episodes(
@@ -66,7 +56,10 @@ def _round(place: Workplace, number: int) -> dict[str, Any]:
             first_init=number * FIRST_INIT,
         )
     )
-    summary: dict[str, Any] = {}
+    opening = open_round(place, number)
+    summary: dict[str, Any] = {"opening": opening} if opening else {}
+    if "stands" in opening:
+        return summary
     if not (folder / WORLD_CODEC).is_file():
         summary |= _refine_models(place, number, before, folder)
     place.dist.on_main(lambda: _mine_again(place, purpose, before, folder))

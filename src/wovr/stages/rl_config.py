@@ -54,6 +54,9 @@ class RefineConfig(Config):
     """PACE: what one round of co-evolution adds."""
 
     rounds: int = Field(1, ge=0)
+    min_gain: float | None = Field(None, ge=-1, le=1)
+    """Share of true rollouts by which a policy must succeed more often than the one a round before, or rounds end and
+    the better of the two stands (`wovr.stages.rounds`). None runs all rounds (the paper)."""
     episodes: int = Field(200, ge=1)
     """True rollouts of the evolved policy per round."""
     world_steps: int = Field(600, ge=1)
