@@ -17,6 +17,7 @@ from wovr.core.errors import UserError
 from wovr.imagine.load import CODEC, DIT, REWARD, WORLD_CODEC, load_dit, load_world_model
 from wovr.stages import pipeline
 from wovr.stages.experiment import Experiment
+from wovr.stages.near_success import near_weights
 
 CHANGES = (
     "world_model.own_memory=null",
@@ -30,11 +31,13 @@ def wovr(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_all_of_train_wm_under_zero_3(tmp_path: Path) -> None:
-    experiment = load_config(Experiment, CONFIG, [*TOY, *CHANGES])
+    """With near-successes, which both search for and one finds alike."""
+    changes = (*CHANGES, "near_success={probability: 0.45, margin: null}")
+    experiment = load_config(Experiment, CONFIG, [*TOY, *changes])
     with pipeline.open_workplace(experiment, tmp_path, plain=True) as place:
         for name in ("sft", "collect"):
             pipeline.run_stage(place, name)
-    done = wovr("train-wm", CONFIG, *TOY, *CHANGES, "--run", tmp_path, "--nproc", 2, "--zero", 3)
+    done = wovr("train-wm", CONFIG, *TOY, *changes, "--run", tmp_path, "--nproc", 2, "--zero", 3)
     assert done.returncode == 0, done.stderr
     for artifact in (CODEC, REWARD, DIT, WORLD_CODEC):
         assert (tmp_path / artifact).is_file()
@@ -42,6 +45,10 @@ def test_all_of_train_wm_under_zero_3(tmp_path: Path) -> None:
     assert all(value.isfinite().all() for value in load_dit(tmp_path / DIT)[0].state_dict().values())
     stages = json.loads((tmp_path / "manifest.json").read_text())["stages"]
     assert list(stages) == ["sft", "collect", "codec", "reward", "world_model", "decoder"]
+    with pipeline.open_workplace(experiment, tmp_path, plain=True) as place:
+        _, alone = near_weights(place, "world_model", place.training_data()[0], tmp_path / REWARD)
+    assert alone["near_success"] == stages["world_model"]["summary"]["near_success"]
+    assert alone["near_success"]["by_probability"] > 0
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["stage"] == "world_model"] == [1, 2, 3, 4]  # rank 0 alone writes
     assert not list(tmp_path.rglob("*.state")) and not list(tmp_path.rglob("*.tmp"))
