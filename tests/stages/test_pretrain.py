@@ -26,7 +26,7 @@ TOY = {
     "codec_train": {"steps": 1, "batch_size": 2},
     "dit": {"width": 24, "depth": 1, "heads": 2, "ffn_width": 48, "channels": 4},
     "train": {"steps": 2, "batch_size": 2},
-    "own_memory": {"train": {"steps": 1, "batch_size": 2}},
+    "own_memory": {"rounds": 2, "train": {"steps": 1, "batch_size": 2}},
 }
 
 
@@ -49,12 +49,12 @@ def test_weights_load_and_the_card_says_what_they_are(first: Path) -> None:
     assert not list(first.glob("*.state"))
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_a_stop_in_either_phase_changes_nothing(
-    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+@pytest.mark.parametrize("stopped", [None, 0, 1])
+def test_a_stop_in_any_phase_changes_nothing(
+    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: int | None
 ) -> None:
     def stop(batches: WorldBatches, step: int) -> dict[str, Tensor]:
-        if (batches.own is not None) == own:
+        if (batches.own and batches.own.number) == stopped:
             raise KeyboardInterrupt
         return at(batches, step)
 
@@ -63,7 +63,8 @@ def test_a_stop_in_either_phase_changes_nothing(
         patch.setattr(WorldBatches, "at", stop)
         with pytest.raises(KeyboardInterrupt):
             pretrain(tmp_path)
-    assert (tmp_path / "dit.first.safetensors").is_file() == own
+    assert (tmp_path / "dit.0.safetensors").is_file() == (stopped is not None)
+    assert (tmp_path / "dit.1.safetensors").is_file() == (stopped == 1)
     pretrain(tmp_path)
     assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == ["codec.safetensors", "dit.safetensors"]
     again, once = (load_file(folder / "dit.safetensors") for folder in (tmp_path, first))
@@ -85,7 +86,7 @@ def test_without_actions_all_play_looks_alike_to_the_action_path(
     for actions in (True, False):
         pretrain(tmp_path / str(actions), actions=actions)
     still_A = torch.from_numpy(no_motion(3))
-    assert [bool((actions_BTA == still_A).all()) for actions_BTA in told] == [False] * 3 + [True] * 3
+    assert [bool((actions_BTA == still_A).all()) for actions_BTA in told] == [False] * 4 + [True] * 4
 
 
 def test_checkpointing_changes_nothing(first: Path, tmp_path: Path) -> None:

@@ -38,17 +38,13 @@ PATIENCE = timedelta(days=2)
 
 @cache
 def precision(requested: Precision = "auto") -> Literal["bf16", "fp32"]:
-    """What to compute in. `auto` is bf16 where it is fast: on a GPU, or on a CPU with AVX512-BF16 or AMX.
+    """What to compute in. `auto` is bf16 where it is fast: on a GPU, or on a CPU with AMX.
 
-    Elsewhere `auto` is fp32 and lets matrix products use the fast "medium" mode; an explicit `fp32` stays exact.
+    AVX512-BF16 alone does not make it so: there fp32 trains 1.2 times and imagines 2.4 times as fast.
     """
     if requested != "auto":
         return requested
-    cpu = torch.cpu.get_capabilities()
-    if torch.cuda.is_available() or cpu.get("avx512_bf16") or cpu.get("amx_bf16"):
-        return "bf16"
-    torch.set_float32_matmul_precision("medium")
-    return "fp32"
+    return "bf16" if torch.cuda.is_available() or torch.cpu.get_capabilities().get("amx_bf16") else "fp32"
 
 
 class Dist:

@@ -16,7 +16,7 @@ import torch
 def stream(seed: int, purpose: str, *indices: int) -> np.random.Generator:
     """A generator for one purpose, for example `stream(seed, "world-noise", update, trajectory, chunk)`.
 
-    One purpose always takes the same number of indices, all below 2**32: a missing last index means 0.
+    One purpose always takes the same number of indices, all below 2**32: a missing second one, for example, means 0.
     """
     key = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *indices])
     return np.random.Generator(np.random.Philox(key))

@@ -140,8 +140,11 @@ class OwnMemoryConfig(Config):
 
     share: float = Field(0.5, gt=0, le=1)
     """Of the windows of a batch."""
+    rounds: int = Field(1, ge=1)
+    """How often the memories are imagined anew, by the network as it has become: it outgrows those of its beginning."""
     train: TrainConfig
-    """What follows the training on true memories. Refinement, whose network has been trained already, does without."""
+    """Of each round, which follow the training on true memories. Refinement, whose network has been trained already,
+    does without."""
 
 
 class WorldTrainingConfig(Config):

@@ -40,20 +40,34 @@ class WorldTraining:
     """How many times likelier windows of each of the E episodes are drawn; none draws them alike."""
 
     def run(self, dit: ActionDiT, path: Path, validate: Validation | None = None) -> dict[str, float]:
-        """Train `dit` in both phases, write it to `path` and return its last validation.
+        """Train `dit` in all phases, write it to `path` and return its last validation.
 
-        A first phase that was completed before is read from its file, beside `path`.
+        A phase that was completed before is read from its file, beside `path`.
         """
         settings, own = self.config.train, self.config.own_memory
         if own is None:
             return self.phase(dit, settings, path, validate)
-        first = path.with_name("dit.first.safetensors")
-        if not first.is_file():
+        parts = [path.with_name(f"dit.{number}.safetensors") for number in range(own.rounds)]
+        done = max((number for number, part in enumerate(parts) if part.is_file()), default=-1)
+        if done < 0:
             asked = settings.validate_every or settings.patience
-            self.phase(dit, settings, first, validate if asked else None)
-        dit, _, _ = load_dit(first)
-        found = self.phase(dit, own.train, path, validate, own=own.share, name="own_memory")
-        self.dist.on_main(first.unlink)
+            self.phase(dit, settings, parts[0], validate if asked else None)
+        found: dict[str, float] = {}
+        for number in range(max(done, 0), own.rounds):
+            last = number == own.rounds - 1
+            asked = last or own.train.validate_every or own.train.patience
+            dit, _, _ = load_dit(parts[number])
+            found = self.phase(
+                dit,
+                own.train,
+                path if last else parts[number + 1],
+                validate if asked else None,
+                own=own.share,
+                number=number,
+                name="own_memory",
+            )
+        for part in parts:
+            self.dist.on_main(part.unlink)
         return found
 
     def phase(
@@ -64,11 +78,12 @@ class WorldTraining:
         validate: Validation | None = None,
         *,
         own: float = 0.0,
+        number: int = 0,
         name: str = "world_model",
     ) -> dict[str, float]:
         """Train `dit`, write it to `path` and return its last validation.
 
-        `own` is the share of windows whose memory `dit`, as it comes, imagined itself.
+        `own` is the share of windows whose memory `dit`, as it comes, imagined itself, in the round of that `number`.
         """
         config = self.config
         check_fit(dit, self.codec.channels, config.loss)
@@ -82,8 +97,8 @@ class WorldTraining:
             codec = self.codec.codec
             model = WorldModel(codec, for_inference(dit).to(codec.device), config.context, config.flow)
             draws = settings.steps * round(own * settings.batch_size)
-            groups = imagine_groups(model, self.data.episodes, draws=draws, seed=self.seed, log=self.log)
-            memory = OwnMemory(*groups, own)
+            groups = imagine_groups(model, self.data.episodes, draws=draws, seed=self.seed, number=number, log=self.log)
+            memory = OwnMemory(*groups, own, number)
         batches = WorldBatches(
             self.data,
             config.windows,

@@ -29,15 +29,15 @@ BATCH = 128
 
 
 def imagine_groups(
-    model: WorldModel, episodes: Sequence[Episode], *, draws: int, seed: int, log: RunLog
+    model: WorldModel, episodes: Sequence[Episode], *, draws: int, seed: int, log: RunLog, number: int = 0
 ) -> tuple[Tensor, list[tuple[int, int]]]:
     """Latents (N, C, h, w), float32, and of each the (episode, last frame) that it stands for.
 
     Stretches of `CHUNKS` chunks follow each other through every episode, beginning where the codec has latents of true
-    frames; where these are more groups than a training draws, a random part of them is imagined. Raises UserError where
-    no episode holds a chunk.
+    frames; where these are more groups than a training draws, a random part of them is imagined. All draws are keyed by
+    `seed` and `number`. Raises UserError where no episode holds a chunk.
     """
-    H, stride, rng = model.chunk_length, model.codec.stride, stream(seed, "imagined-groups")
+    H, stride, rng = model.chunk_length, model.codec.stride, stream(seed, "imagined-groups", number)
     offset_E = stride * rng.integers(0, H // stride, len(episodes))
     starts = [
         (e, step)
@@ -53,7 +53,7 @@ def imagine_groups(
     with log.progress("imagine for training", len(starts)) as bar:
         for first in range(0, len(starts), BATCH):
             rows = starts[first : first + BATCH]
-            _imagine(model, episodes, rows, seed, latents, places)
+            _imagine(model, episodes, rows, (seed, number), latents, places)
             bar.advance(len(rows))
     return torch.cat(latents), places
 
@@ -62,11 +62,11 @@ def _imagine(
     model: WorldModel,
     episodes: Sequence[Episode],
     rows: list[tuple[int, int]],
-    seed: int,
+    draws: tuple[int, int],
     latents: list[Tensor],
     places: list[tuple[int, int]],
 ) -> None:
-    """Append the groups of up to `CHUNKS` chunks from each (episode, step)."""
+    """Append the groups of up to `CHUNKS` chunks from each (episode, step); `draws` are seed and number."""
     H, memory = model.chunk_length, model.context.memory_frames
     state = model.start([start_state(episodes[e], "", t, "", memory) for e, t in rows], frames=False)
     for chunk in range(CHUNKS):
@@ -76,7 +76,8 @@ def _imagine(
         rows, state = [rows[row] for row in going], state.select(going)
         at = [(e, t + H * chunk) for e, t in rows]
         actions_JHA = torch.from_numpy(np.stack([episodes[e].actions_TA[t : t + H] for e, t in at]))
-        noise = [normal(model.noise_shape(state), seed, "imagined-groups-noise", e, t) for e, t in at]
+        seed, number = draws
+        noise = [normal(model.noise_shape(state), seed, "imagined-groups-noise", e, t, number) for e, t in at]
         actions_JHA = actions_JHA.to(model.device)
         new_JLChw = model.imagine(state, actions_JHA, torch.stack(noise).to(model.device))
         state = model.advance(state, actions_JHA, new_JLChw)

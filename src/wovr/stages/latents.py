@@ -152,6 +152,8 @@ class OwnMemory:
     """(episode, t) of the window that has this memory."""
     share: float
     """Of the windows of a batch."""
+    number: int = 0
+    """Of the round that draws from them."""
 
 
 class WorldBatches:
@@ -185,7 +187,8 @@ class WorldBatches:
     def at(self, step: int) -> dict[str, Tensor]:
         """Clean latents, actions and all randomness of one step."""
         phase = "world" if self.own is None else "own-memory"  # the second training does not repeat the first's draws
-        rng = stream(self.seed, f"{phase}-windows", step)
+        number = 0 if self.own is None else self.own.number
+        rng = stream(self.seed, f"{phase}-windows", step, number)
         place_B = self.index.draw(rng, self.batch_size)
         if self.own is None:
             latents_BLChw, actions_BTA = self.data.windows(*place_B)
@@ -195,7 +198,7 @@ class WorldBatches:
         return {
             "latents_BLChw": latents_BLChw,
             "actions_BTA": actions_BTA,
-            "noise_BFChw": normal(noise_shape, self.seed, f"{phase}-train-noise", step),
+            "noise_BFChw": normal(noise_shape, self.seed, f"{phase}-train-noise", step, number),
             "uniform_BK": torch.from_numpy(rng.random((self.batch_size, self.layout.chunks), dtype=np.float32)),
             "memory_uniform_B": torch.from_numpy(rng.random(self.batch_size, dtype=np.float32)),
         }
