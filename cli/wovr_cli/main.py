@@ -20,7 +20,7 @@ from wovr.stages.pipeline import STAGES, load_experiment, open_workplace, run_al
 from wovr_cli import convert, tools
 from wovr_cli.arguments import ConfigFile, Hostfile, Nproc, Offload, Overrides, Plain, RunPath, Wandb, Zero, packaged
 from wovr_cli.launch import ALONE, Ranks, is_worker, run_worker
-from wovr_cli.result import print_actions, print_result, print_world_model
+from wovr_cli.result import print_actions, print_hallucination, print_result, print_world_model
 
 if TYPE_CHECKING:
     from wovr.stages.experiment import Workplace
@@ -58,12 +58,12 @@ SHARED = (
     "together; results are those of one."
 )
 MEASURES = {
-    "success": "eval",
-    "hallucination": "hallucination",
-    "world-model": "world_model_eval",
-    "actions": "action_following",
+    "success": ("eval",),
+    "hallucination": ("hallucination", "closed_loop"),
+    "world-model": ("world_model_eval",),
+    "actions": ("action_following",),
 }
-"""What `wovr eval --what` takes, and the stage that measures it."""
+"""What `wovr eval --what` takes, and the stages that measure it."""
 
 What = Annotated[
     list[str] | None,
@@ -222,12 +222,14 @@ def eval_(
     for measure in what or ():
         if measure not in MEASURES:
             raise UserError(f"--what: expected {', '.join(MEASURES)}, found {measure!r}")
-    stages = [MEASURES[measure] for measure in what or MEASURES]
+    stages = [stage for measure in what or MEASURES for stage in MEASURES[measure]]
     with _workplace(config, overrides, run, plain, wandb) as place:
         run_command(place, "eval", stages)
-        if MEASURES["world-model"] in stages:
+        if "hallucination" in stages:
+            print_hallucination(place.run)
+        if "world_model_eval" in stages:
             print_world_model(place.run)
-        if MEASURES["actions"] in stages:
+        if "action_following" in stages:
             print_actions(place.run)
 
 

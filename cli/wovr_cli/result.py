@@ -22,6 +22,7 @@ def print_result(run: RunFolder) -> None:
     stages = run.stages()
     console = Console(highlight=False)
     console.print(success_table(stages["eval"]["summary"]))
+    print_hallucination(run)
     print_world_model(run)
     print_actions(run)
     spent = (
@@ -31,6 +32,28 @@ def print_result(run: RunFolder) -> None:
     console.print(f"True rollouts: {', '.join(spent)}")
     console.print(f"Time: {duration(sum(stage['seconds'] for stage in stages.values()))} for all stages")
     console.print(f"Report: {run.path / REPORT}", soft_wrap=True)
+
+
+def print_hallucination(run: RunFolder) -> None:
+    """The table of `hallucination` and `closed_loop`, where they have been measured."""
+    from wovr.core.checkpoint import read_json
+    from wovr.stages import closed_loop, hallucination
+    from wovr.stages.hallucination_table import HEADER, NOTE, rows
+
+    found = [
+        read_json(run.path / summary) if (run.path / summary).is_file() else {}
+        for summary in (hallucination.SUMMARY, closed_loop.SUMMARY)
+    ]
+    if not any(found):
+        return
+    table = Table(title="Hallucination: imagined beside true success", box=SIMPLE_HEAD, padding=0, show_edge=False)
+    for number, column in enumerate(HEADER):
+        table.add_column(column, justify="left" if number < 3 else "right")
+    for row in rows(*found):
+        table.add_row(*row)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(NOTE, soft_wrap=True)
 
 
 def print_world_model(run: RunFolder) -> None:

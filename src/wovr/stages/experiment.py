@@ -243,6 +243,20 @@ class ActionFollowingConfig(Config):
     actions'. Shorter episodes are left out."""
 
 
+class ClosedLoopConfig(Config):
+    """Every policy of a run in imagination and in truth (`wovr.stages.closed_loop`).
+
+    It may change in a run folder: nothing that is trained depends on it.
+    """
+
+    first_frames: int = Field(100, ge=1)
+    """Rollouts of each policy from initial states, in either world."""
+    keyframes: int = Field(50, ge=0)
+    """Rollouts from keyframes."""
+    policies: int = Field(12, ge=1)
+    """At most so many of those that were kept, evenly spaced."""
+
+
 class Experiment(Config):
     """All of it. One file under configs/ per experiment."""
 
@@ -264,6 +278,7 @@ class Experiment(Config):
     eval: EvalConfig = EvalConfig()
     world_model_eval: WorldModelEvalConfig = WorldModelEvalConfig()
     action_following: ActionFollowingConfig = ActionFollowingConfig()
+    closed_loop: ClosedLoopConfig = ClosedLoopConfig()
     frame_memory: float = Field(4.0, ge=0)
     """GB (1e9 bytes) of frames, recorded and reconstructed, that each process holds; others are read from disk when
     they are drawn. Nothing but speed depends on it, and it may change in a run folder."""

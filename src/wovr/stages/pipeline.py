@@ -63,6 +63,14 @@ STAGES: dict[str, Stage] = {
     "hallucination": Stage(
         "eval", "wovr.stages.hallucination", ("decoder",), "episodes, world_model, refine", "hallucination"
     ),
+    "closed_loop": Stage(
+        "eval",
+        "wovr.stages.closed_loop",
+        ("decoder",),
+        "sft, keyframes, rl, world_model, refine",
+        "closed_loop",
+        section="closed_loop",
+    ),
     "world_model_eval": Stage(
         "eval",
         "wovr.stages.world_model_eval",

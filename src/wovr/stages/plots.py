@@ -113,6 +113,22 @@ def intervals(values: Mapping[str, tuple[float, float, float]], *, title: str, x
         return _svg(figure)
 
 
+def scatter(points: Mapping[str, tuple[float, float]], *, title: str, x: str, y: str) -> Markup:
+    """{label: (x, y)}, shares in [0, 1] shown as 0 to 100 %, joined in their order beside the line of equality."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _figure(title, x, y)
+        axes.plot([0, 100], [0, 100], color=INK, linewidth=1, alpha=0.4)
+        places = [(100 * a, 100 * b) for a, b in points.values()]
+        axes.plot(*zip(*places, strict=True), "o-", color=COLOURS[0], markersize=4, linewidth=0.8)
+        for label, place in list(zip(points, places, strict=True))[
+            :: max(1, len(points) - 1)
+        ]:  # the first and the last
+            axes.annotate(label, place, (5, -9), textcoords="offset points")
+        axes.set_xlim(0, 100)
+        axes.set_ylim(0, 100)
+        return _svg(figure)
+
+
 def _figure(title: str, x: str, y: str, height: float = HEIGHT, left: float = 0.7) -> tuple[Figure, Axes]:
     """One plot; `left` is the margin for the labels of the vertical axis, inches."""
     figure = Figure(figsize=(WIDTH, height))

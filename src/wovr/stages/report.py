@@ -27,7 +27,15 @@ from wovr.core.log import read_records
 from wovr.core.run import RunFolder
 from wovr.imagine.load import BANK
 from wovr.kir.bank import KeyframeBank
-from wovr.stages import action_following, action_following_table, hallucination, world_model_eval, world_model_table
+from wovr.stages import (
+    action_following,
+    action_following_table,
+    closed_loop,
+    hallucination,
+    hallucination_table,
+    world_model_eval,
+    world_model_table,
+)
 from wovr.stages.curves import curves
 from wovr.stages.evaluate import TRUE, paired
 from wovr.stages.experiment import Workplace
@@ -55,6 +63,7 @@ def run(place: Workplace) -> dict[str, Any]:
     folder = place.run
     evaluation = _evaluation(folder.path)
     measured = _json(folder.path / hallucination.SUMMARY)
+    closed = _json(folder.path / closed_loop.SUMMARY)
     videos = _json(folder.path / world_model_eval.SUMMARY)
     following = _json(folder.path / action_following.SUMMARY)
     replays = _replays(folder.path)
@@ -66,6 +75,7 @@ def run(place: Workplace) -> dict[str, Any]:
         "ledger": folder.ledger(),
         "seconds": _seconds(folder),
         "hallucination": measured,
+        "closed_loop": closed,
         "world_model": videos,
         "action_following": following,
     }
@@ -79,6 +89,8 @@ def run(place: Workplace) -> dict[str, Any]:
         curves=curves(read_records(folder.path / "metrics.jsonl")),
         hallucination=_hallucination_rows(measured),
         depths=_depth_plots(measured),
+        closed=hallucination_table.closed_rows(closed),
+        closed_plots=hallucination_table.closed_plots(closed),
         videos=_videos(videos),
         following=_following(following),
         replays=[_shown(replay) for replay in replays],

@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from wovr.core.dist import Dist
 from wovr.core.train import Trainer
 from wovr.policy.base import Policy
-from wovr.policy.files import PolicyModule
+from wovr.policy.files import PolicyModule, save_policy
 from wovr.stages.alarm import ROLLOUT, Alarm
 from wovr.stages.experiment import Workplace
 from wovr.stages.groups import Imagination, Roll, check_ranks, true_groups
@@ -24,6 +25,8 @@ from wovr.stages.policy_update import update_policy
 from wovr.stages.sft import POLICY
 
 IMAGINATION = Path("rl/policy.safetensors")
+KEPT = Path("rl/kept")
+"""Policies on the way, NNNN.safetensors after so many updates."""
 ALARM = "alarm.json"
 SHOWN = ("success", "valid_steps", "kl_base", "frames_per_second")
 """Beside the progress bar."""
@@ -89,6 +92,8 @@ def train_policy(
                     base=base,
                     base_rows=config.base_rows,
                 )
+                if config.keep_every and (update + 1) % config.keep_every == 0 and update + 1 < updates:
+                    _keep(trainer, path.parent / KEPT.name / f"{update + 1:04}.safetensors", dist)
             speed = float(rollouts.steps_N.sum()) / phases.seconds["rollout"]
             last = logs | phases.metrics() | {"frames_per_second": speed}
             warned = warned or _warn(place, name, update + 1, last)
@@ -102,6 +107,16 @@ def train_policy(
     dist.on_main(lambda: save_trained(path, cast(PolicyModule, result)))
     dist.on_main(lambda: shutil.rmtree(state, ignore_errors=True))
     return last
+
+
+def kept_policies(folder: Path, name: str) -> dict[str, Path]:
+    """{NAME-UPDATES: file} of the policies that RL kept below `folder`, oldest first."""
+    return {f"{name}-{int(path.stem)}": path for path in sorted((folder / KEPT).glob("*.safetensors"))}
+
+
+def _keep(trainer: Trainer, path: Path, dist: Dist) -> None:
+    result = trainer.result()
+    dist.on_main(lambda: save_policy(path, result))
 
 
 @contextmanager

@@ -29,6 +29,9 @@ class RLConfig(Config):
     """Trajectories imagined side by side, replays too; memory and nothing else depends on it."""
     checkpoint_every: int = Field(5, ge=1)
     """Updates between saved states."""
+    keep_every: int = Field(0, ge=0)
+    """Updates between policies that are kept on the way, for `wovr eval --what hallucination` to ask whether imagined
+    success rises where true success does. 0 keeps the last alone."""
     simulator: bool = False
     """Roll out in the true simulator instead: the paper's online GRPO, without a world model. The ledger pays."""
     alarm: AlarmConfig = AlarmConfig()

@@ -16,9 +16,9 @@ from typing import Any
 
 from wovr.core.checkpoint import read_json, write_json
 from wovr.metrics.success import Difference, Rate
-from wovr.stages.data import names_of, rollouts
+from wovr.stages.data import names_of, refine_purpose, rollouts
 from wovr.stages.experiment import Workplace
-from wovr.stages.rl import IMAGINATION
+from wovr.stages.rl import IMAGINATION, kept_policies
 from wovr.stages.sft import POLICY
 
 OPENING = Path("opening.json")
@@ -48,6 +48,18 @@ def last_policy(place: Workplace) -> Path | None:
         if path.is_file():
             return path
     return None
+
+
+def refined_policies(place: Workplace) -> dict[str, Path]:
+    """Every policy of every round by name, oldest first; that of `last_policy` is `pace`, where a round made it."""
+    found: dict[str, Path] = {}
+    last = last_policy(place)
+    for number in range(1, place.experiment.refine.rounds + 1):
+        found |= kept_policies(round_folder(place, number), refine_purpose(number))
+        path = policy_after(place, number)
+        if path.is_file():
+            found["pace" if path == last else refine_purpose(number)] = path
+    return found
 
 
 def open_round(place: Workplace, number: int) -> dict[str, Any]:
