@@ -71,7 +71,12 @@ def open_round(place: Workplace, number: int) -> dict[str, Any]:
     least, path = place.experiment.refine.min_gain, round_folder(place, number) / OPENING
     if least is None:
         return {}
-    place.dist.on_main(lambda: path.is_file() or write_json(path, _compare(place, number, least)))
+
+    def write() -> None:
+        if not path.is_file():
+            write_json(path, _compare(place, number, least))
+
+    place.dist.on_main(write)
     found: dict[str, Any] = read_json(path)
     return found
 
