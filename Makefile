@@ -5,7 +5,7 @@ BIN := .venv/bin
 # LIBERO's meshes and textures; without them its tests are skipped and nothing of it is installed.
 ASSETS := $(abspath $(or $(WOVR_LIBERO_ASSETS),$(wildcard ../shared/libero-assets)))
 
-.PHONY: help demo test lint format pretrained clean
+.PHONY: help demo study test lint format pretrained clean
 .DEFAULT_GOAL := help
 
 help: ## Show this.
@@ -13,6 +13,9 @@ help: ## Show this.
 
 demo: .venv/installed ## Train a policy in imagination on two CPU cores; the report is in runs/demo/report.
 	$(BIN)/wovr demo
+
+study: .venv/installed ## Compare variants over seeds, a cell at a time; it goes on where it stopped. Hours.
+	$(BIN)/wovr study configs/study.yaml
 
 test: .venv/installed $(if $(ASSETS),.venv/libero) ## Run the tests, every stage at toy size included.
 	$(if $(ASSETS),WOVR_LIBERO_ASSETS='$(ASSETS)') OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile

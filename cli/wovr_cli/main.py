@@ -237,7 +237,7 @@ _add("report", "Write one HTML file about the run, and its numbers as JSON.")
 
 
 app.command(epilog=convert.EXAMPLES)(convert.convert)
-for tool in (tools.pretrain, tools.plan, tools.doctor, tools.export):
+for tool in (tools.study, tools.pretrain, tools.plan, tools.doctor, tools.export):
     app.command()(tool)
 
 

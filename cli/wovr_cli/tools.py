@@ -131,3 +131,45 @@ def _export_policy(run: Path, out: Path) -> None:
 
     save_published(out, policy)
     print(f"wrote {out}")
+
+
+def study(
+    config: Annotated[Path, typer.Argument(metavar="STUDY", help="YAML file, as configs/study.yaml.")],
+    cell: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Run this cell alone; may be repeated.", show_default="all")
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Of this seed alone; may be repeated.", show_default="all")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="Stop after so many cells; 0 writes the tables.")] = None,
+    out: Annotated[Path, typer.Option(metavar="PATH", help="Folder of the run folders.")] = Path("runs/study"),
+    results: Annotated[Path, typer.Option(metavar="PATH", help="Folder of the finished cells.")] = Path(
+        "benchmarks/results/study"
+    ),
+    document: Annotated[Path, typer.Option(metavar="FILE", help="Markdown that takes up the tables.")] = Path(
+        "docs/study.md"
+    ),
+    plain: Plain = False,
+) -> None:
+    """Compare variants of the method over seeds, at equal budget.
+
+    One cell, a variant with one seed, is run at a time. What variants share is computed once. A finished cell is a
+    file and is not run again; the same command goes on where it stopped. The tables are brought up to date after
+    each.
+    """
+    from wovr.core.config import load_config
+    from wovr.stages.study import StudyConfig, run_study
+    from wovr.stages.study_table import write_tables
+
+    settings = load_config(StudyConfig, config, [])
+    left = run_study(
+        settings,
+        out,
+        results,
+        cells=tuple(cell or ()),
+        seeds=tuple(seed or ()),
+        limit=limit,
+        plain=plain,
+        after=lambda: write_tables(settings, results, document),
+    )
+    print(f"study: {left} cells are left" if left else "study: complete")

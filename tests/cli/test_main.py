@@ -167,7 +167,7 @@ def test_eval_measures_what_it_is_asked_for(config: Path, stages_run: list) -> N
     del stages_run[:]
     for what, stages in [
         (["world-model"], ["world_model_eval"]),
-        (["success", "hallucination"], ["eval", "hallucination"]),
+        (["success", "hallucination"], ["eval", "hallucination", "closed_loop"]),
         (["actions"], ["action_following"]),
         ([], ["world_model_eval", "action_following"]),  # after newer measures they are repeated
     ]:

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from scipy import stats
 
 from wovr.metrics.closed_loop import correlation, success_by_depth
 
@@ -12,7 +11,7 @@ def test_it_is_pearsons_of_the_rates() -> None:
     uniform_PN = RNG.random((2, 6, 40))
     imagined_PN, true_PN = uniform_PN < CHANCE_P1
     found = correlation(imagined_PN, true_PN, seed=0)
-    assert found.value == pytest.approx(stats.pearsonr(imagined_PN.mean(1), true_PN.mean(1)).statistic, abs=1e-12)
+    assert found.value == pytest.approx(np.corrcoef(imagined_PN.mean(1), true_PN.mean(1))[0, 1], abs=1e-12)
     assert (found.policies, found.starts) == (6, 40)
 
 

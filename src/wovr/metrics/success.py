@@ -18,6 +18,14 @@ from torch import Tensor
 
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""
+T95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
+"""The same of Student's t distribution with 1, 2, … degrees of freedom."""
+
+
+def t95(degrees: int) -> float:
+    """Two-sided 95 % quantile of Student's t distribution; beyond the table that of the last entry, which is wider."""
+    assert degrees >= 1, degrees
+    return T95[min(degrees, len(T95)) - 1]
 
 
 def first_success(probability_BT: Tensor | NDArray, threshold: float, hold: int = 1) -> Tensor:

@@ -37,6 +37,13 @@ class Counts:
             for name, width in (("world_model", self.width), ("reward", 4), ("rl", 2 if self.acts_in_bf16 else 4))
         )
 
+    def _policies(self) -> int:
+        """That are there in the end: the base policy, and of every phase of RL the last and those on the way."""
+        rl, refine = self.experiment.rl, self.experiment.refine
+        phases = [rl.updates, *[refine.updates] * refine.rounds]
+        kept = sum((updates - 1) // rl.keep_every for updates in phases if updates) if rl.keep_every else 0
+        return 1 + len(phases) + kept
+
     def _replayed(self) -> int:
         return min(REPLAYED, self.batch)
 

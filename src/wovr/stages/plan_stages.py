@@ -61,6 +61,9 @@ class Stages(Counts):
         worlds, held = 2 if config.refine.rounds else 1, self._held(config.refine.rounds)
         chunks, host = worlds * held * (self.chunks + self.short), self._read(self._frames(held))
         yield StagePlan("hallucination", {}, [self._imagine("replay", chunks, self._replayed(), host=host)], 0)
+        closed, acting = config.closed_loop, min(config.closed_loop.policies, self._policies())
+        chunks = worlds * acting * (closed.first_frames * self.chunks + closed.keyframes * self.short)
+        yield StagePlan("closed_loop", {}, [self._imagine("roll out", chunks, self.batch, acts=True)], 0)
         videos, kinds = config.world_model_eval, 1 + config.refine.rounds
         longest = max((h for h in videos.horizons if h <= self.horizon), default=0)
         imagined = worlds * kinds * min(videos.trajectories, held // kinds) * longest / self.chunk_length

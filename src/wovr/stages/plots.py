@@ -90,14 +90,17 @@ def stacked(x: Sequence[float], parts: Mapping[str, Sequence[float]], *, title: 
         return _svg(figure)
 
 
-def intervals(values: Mapping[str, tuple[float, float, float]], *, title: str, x: str | None = None) -> Markup:
+def intervals(
+    values: Mapping[str, tuple[float, float, float]], *, title: str, x: str | None = None, left: float = 1.6
+) -> Markup:
     """{label: (value, low, high)} as points with their intervals, first on top.
 
-    Shares in [0, 1], shown as 0 to 100 %; with `x`, the name of the axis, differences beside a line at 0.
+    Shares in [0, 1], shown as 0 to 100 %; with `x`, the name of the axis, differences beside a line at 0. `left` is the
+    margin for the labels, inches.
     """
     scale = 100 if x is None else 1
     with mpl.rc_context(STYLE):
-        figure, axes = _figure(title, x or "%", "", height=0.9 + 0.4 * len(values), left=1.6)
+        figure, axes = _figure(title, x or "%", "", height=0.9 + 0.4 * len(values), left=left)
         for place, one in enumerate(values.values()):
             (value, low, high), colour = (scale * number for number in one), COLOURS[place % len(COLOURS)]
             axes.plot([low, high], [-place, -place], color=colour, linewidth=3, alpha=0.5)
@@ -127,6 +130,11 @@ def scatter(points: Mapping[str, tuple[float, float]], *, title: str, x: str, y:
         axes.set_xlim(0, 100)
         axes.set_ylim(0, 100)
         return _svg(figure)
+
+
+def standalone(plot: Markup) -> str:
+    """A plot as a file of its own, in a grey that reads on white and on black."""
+    return plot.replace("currentColor", COLOURS[-1])
 
 
 def _figure(title: str, x: str, y: str, height: float = HEIGHT, left: float = 0.7) -> tuple[Figure, Axes]:

@@ -12,7 +12,6 @@ from torch import nn
 
 from wovr.codec.base import Codec
 from wovr.core.checkpoint import read_json
-from wovr.core.errors import UserError
 from wovr.core.seed import seed_everything, stream
 from wovr.core.types import Episode
 from wovr.dit.context import layout
@@ -62,7 +61,7 @@ def world_training(
 def backbone(place: Workplace) -> ActionDiT:
     """The network before training. What pretraining cost in true rollouts, by the weights' card, goes to the ledger.
 
-    Raises UserError where the pretrained network has another context.
+    A pretrained network may have had another context, or have an action channel that `dit` switches off.
     """
     settings = place.experiment.world_model
     window = layout(settings.context, place.experiment.policy.chunk_length)
@@ -71,12 +70,18 @@ def backbone(place: Workplace) -> ActionDiT:
     if is_wan(settings.pretrained):
         return load_wan(settings.pretrained, settings.dit, window)
     dit, context, _ = load_dit(settings.pretrained)
-    if context.memory_frames != settings.context.memory_frames or context.reference != settings.context.reference:
-        raise UserError(
-            f"{settings.pretrained}: expected a network for memory_frames={settings.context.memory_frames} and "
-            f"reference={settings.context.reference}, found {context.memory_frames} and {context.reference}; "
-            "set world_model.pretrained=null to train from scratch"
+    channels = {
+        name: getattr(settings.dit, name) and getattr(dit.config, name) for name in ("adaln", "cross_attention")
+    }
+    config = dit.config.model_copy(update=channels)
+    if dit.layout != window or config != dit.config:
+        place.log.info(
+            f"world model: {settings.pretrained} was trained with memory_frames={context.memory_frames}, "
+            f"reference={context.reference}, adaln={dit.config.adaln}, cross_attention={dit.config.cross_attention}: "
+            "what fits of it is where training begins"
         )
+        weights, dit = dit.state_dict(), ActionDiT(config, window)
+        dit.load_state_dict({name: weights[name] for name in dit.state_dict()})
     card = settings.pretrained.parent / "card.json"
     spent = read_json(card).get("true_rollouts") if card.is_file() else None
     if spent:
