@@ -34,8 +34,10 @@ from wovr.metrics.i3d import MIN_FRAMES
 from wovr.metrics.perceptual import PerceptualMetric
 from wovr.policy.files import PolicyConfig
 from wovr.policy.small import SmallVLAConfig
+from wovr.reward.base import Judge
 from wovr.reward.calibrate import CalibrationConfig
 from wovr.reward.classifier import RewardClassifierConfig
+from wovr.reward.joint import RewardHeadConfig
 from wovr.reward.labels import LabelConfig
 from wovr.stages.data import training_data
 from wovr.stages.latents import WorldLossConfig
@@ -126,11 +128,15 @@ class CodecStageConfig(Config):
 
 
 class RewardStageConfig(Config):
-    """The success classifier."""
+    """The success classifier, and who judges imagination."""
 
+    judge: Judge = "classifier"
+    """`classifier` or, where `world_model.reward_head` is trained, `joint`: that head. The classifier is trained either
+    way: keyframes are mined and the world model is validated with it."""
     model: RewardClassifierConfig = RewardClassifierConfig()
     labels: LabelConfig = LabelConfig()
     calibration: CalibrationConfig = CalibrationConfig()
+    """Of the classifier, and of the reward head."""
     train: TrainConfig = TrainConfig(steps=600, batch_size=128, lr=1e-3, warmup_steps=30, schedule="cosine")
 
 
@@ -177,6 +183,9 @@ class WorldStageConfig(WorldTrainingConfig):
     scratch."""
     dit: DiTConfig = DiTConfig()
     """Of a network from scratch or of Wan's or WoVR's weights; wovr's own files bring theirs."""
+    reward_head: RewardHeadConfig | None = None
+    """A reward head that is trained with the network (`wovr.reward.joint`), `{}` for the defaults; none trains on the
+    flow loss alone. It begins from scratch, whatever the pretrained network is."""
 
 
 class DecoderStageConfig(Config):
@@ -268,6 +277,14 @@ class Experiment(Config):
         if self.policy.views == 2 and isinstance(self.simulator, TabletopConfig):
             raise ValueError("policy.views: expected 1, since the tabletop has no camera at the hand")
         return self
+
+    @field_validator("world_model")
+    @classmethod
+    def _judge_is_trained(cls, world_model: WorldStageConfig, info: ValidationInfo) -> WorldStageConfig:
+        reward: RewardStageConfig | None = info.data.get("reward")
+        if reward is not None and reward.judge == "joint" and world_model.reward_head is None:
+            raise ValueError("expected a reward_head, for example {}, with `reward.judge=joint`")
+        return world_model
 
     @field_validator("decoder")
     @classmethod

@@ -20,6 +20,8 @@ from wovr.stages.latents import LatentEpisodes, OwnMemory, WorldBatches, check_f
 
 Validation = Callable[[nn.Module], dict[str, float]]
 """What `wovr.core.train.fit` calls; `agreement` is its score."""
+Calibration = Callable[[ActionDiT], dict[str, float]]
+"""Sets the threshold of a network's reward head, and says how it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class WorldTraining:
     log: RunLog
     precision: Precision | None = None
     """Of the written weights; none keeps the trained ones."""
+    calibrate: Calibration | None = None
+    """Called before a network with a reward head is written."""
 
     def run(self, dit: ActionDiT, path: Path, validate: Validation | None = None) -> dict[str, float]:
         """Train `dit` in both phases, write it to `path` and return its last validation.
@@ -88,6 +92,7 @@ class WorldTraining:
             copies=config.loss.copies,
             seed=self.seed,
             own=memory,
+            labels=dit.reward_head is not None,
         )
         result = fit(
             dit,
@@ -103,6 +108,7 @@ class WorldTraining:
         )
         assert isinstance(result.model, ActionDiT)
         network = result.model if self.precision is None else for_inference(result.model, self.precision)
+        calibrated = self.calibrate(network) if self.calibrate and network.reward_head is not None else {}
         self.dist.on_main(lambda: save_dit(path, network, config.context, config.flow))
         result.clean()
-        return result.validation
+        return result.validation | calibrated

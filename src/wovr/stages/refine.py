@@ -101,7 +101,7 @@ def _refine_models(place: Workplace, number: int, before: Path, folder: Path) ->
         )
         dit, _, _ = load_dit(before / DIT)
         own = config.world_model.own_memory
-        summary["world_model"] = world_training(place, train, codec).phase(
+        summary["world_model"] = world_training(place, train, codec, held).phase(
             dit,
             _gentler(config.world_model.train, config.refine.world_steps, rate),
             folder / DIT,

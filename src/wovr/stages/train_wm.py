@@ -19,6 +19,8 @@ from wovr.dit.weights import is_wan, load_wan
 from wovr.imagine.load import CODEC, DIT, REWARD, StoredCodec, load_dit, load_reward
 from wovr.imagine.world_model import WorldModel, served
 from wovr.reward.classifier import RewardClassifier
+from wovr.reward.joint import RewardHead
+from wovr.stages.calibrate_head import calibrate_head
 from wovr.stages.experiment import Workplace
 from wovr.stages.fit_world import Validation, WorldTraining
 from wovr.stages.hallucination import BATCH, replay_agreement
@@ -35,11 +37,14 @@ def run(place: Workplace) -> dict[str, Any]:
     codec = StoredCodec(place.run.path / CODEC, place.dist.device)
     dit = backbone(place)
     judge = validator(place, codec, load_reward(place.run.path / REWARD, place.dist.device), held)
-    return world_training(place, train, codec).run(dit, path, judge)
+    return world_training(place, train, codec, held).run(dit, path, judge)
 
 
-def world_training(place: Workplace, episodes: list[Episode], codec: StoredCodec) -> WorldTraining:
-    """The training of the run's world model on these episodes; refinement uses it too."""
+def world_training(
+    place: Workplace, episodes: list[Episode], codec: StoredCodec, held: list[tuple[str, Episode]]
+) -> WorldTraining:
+    """The training of the run's world model on these episodes; refinement uses it too. A reward head is calibrated on
+    those that are held out."""
     settings = place.experiment.world_model
     data = LatentEpisodes(
         episodes,
@@ -50,14 +55,29 @@ def world_training(place: Workplace, episodes: list[Episode], codec: StoredCodec
         folder=place.run.folder("latents"),
         dist=place.dist,
     )
-    return WorldTraining(settings, codec, data, place.experiment.seed, place.dist, place.log)
+    return WorldTraining(
+        settings,
+        codec,
+        data,
+        place.experiment.seed,
+        place.dist,
+        place.log,
+        calibrate=lambda dit: calibrate_head(place, dit, codec, held),
+    )
 
 
 def backbone(place: Workplace) -> ActionDiT:
-    """The network before training. What pretraining cost in true rollouts, by the weights' card, goes to the ledger.
+    """The network before training, with a new reward head where one is asked for. What pretraining cost in true
+    rollouts, by the weights' card, goes to the ledger.
 
     Raises UserError where the pretrained network has another context.
     """
+    dit, head = _network(place), place.experiment.world_model.reward_head
+    dit.reward_head = None if head is None else RewardHead(head, dit.config.width)
+    return dit
+
+
+def _network(place: Workplace) -> ActionDiT:
     settings = place.experiment.world_model
     window = layout(settings.context, place.experiment.policy.chunk_length)
     if settings.pretrained is None:
