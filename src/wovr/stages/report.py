@@ -27,7 +27,15 @@ from wovr.core.log import read_records
 from wovr.core.run import RunFolder
 from wovr.imagine.load import BANK
 from wovr.kir.bank import KeyframeBank
-from wovr.stages import action_following, action_following_table, hallucination, world_model_eval, world_model_table
+from wovr.stages import (
+    action_following,
+    action_following_table,
+    compare_reward,
+    compare_reward_table,
+    hallucination,
+    world_model_eval,
+    world_model_table,
+)
 from wovr.stages.curves import curves
 from wovr.stages.evaluate import TRUE, paired
 from wovr.stages.experiment import Workplace
@@ -57,6 +65,7 @@ def run(place: Workplace) -> dict[str, Any]:
     measured = _json(folder.path / hallucination.SUMMARY)
     videos = _json(folder.path / world_model_eval.SUMMARY)
     following = _json(folder.path / action_following.SUMMARY)
+    judged = _json(folder.path / compare_reward.SUMMARY)
     replays = _replays(folder.path)
     summary = {
         "success": {
@@ -68,6 +77,7 @@ def run(place: Workplace) -> dict[str, Any]:
         "hallucination": measured,
         "world_model": videos,
         "action_following": following,
+        "compare_reward": judged,
     }
     text = _template().render(
         name=folder.path.resolve().name,
@@ -81,6 +91,7 @@ def run(place: Workplace) -> dict[str, Any]:
         depths=_depth_plots(measured),
         videos=_videos(videos),
         following=_following(following),
+        judges=_judges(judged),
         replays=[_shown(replay) for replay in replays],
         keyframes=_keyframes(folder.path),
         config=yaml.safe_dump(folder.config, sort_keys=False),
@@ -220,6 +231,18 @@ def _following(measured: Mapping[str, Any]) -> dict[str, list[Any]] | None:
         intervals(values, title=title, x="growth of the error") for title, values in table.points(measured).items()
     ]
     return {"verdicts": table.verdicts(measured), "plots": plots, "details": table.details(measured)}
+
+
+def _judges(measured: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Calibration curves, rows and a note about the reward models; none where nothing could be measured."""
+    table = compare_reward_table
+    if not table.details(measured):
+        return None
+    plots = [
+        lines(series, title=title, x="success probability, %", y="true successes, %", percent=True)
+        for title, series in table.curves(measured).items()
+    ]
+    return {"plots": plots, "rows": table.details(measured), "note": table.NOTE}
 
 
 def _replays(run: Path) -> list[Replay]:
