@@ -39,17 +39,18 @@ HEAD = RewardHeadConfig(channels=16, keypoints=4, text_width=16, hidden_width=32
 CONTEXT = ContextConfig()
 
 
-def data_of(tmp_path: Path, *episodes: Any) -> LatentEpisodes:
+def data_of(tmp_path: Path, *episodes: Any, chunks: int = 1) -> LatentEpisodes:
     tmp_path.mkdir(exist_ok=True)
     codec = write_codec(tmp_path / "codec.safetensors")
-    return LatentEpisodes(list(episodes), codec, RunLog(tmp_path, plain=True), CONTEXT, 8)
+    return LatentEpisodes(list(episodes), codec, RunLog(tmp_path, plain=True), CONTEXT, 8 * chunks)
 
 
 def batches(
     data: LatentEpisodes, labels: bool, size: int = 16, windows: WindowConfig | None = None, **more: Any
 ) -> Any:
     config = windows or WindowConfig()
-    return WorldBatches(data, config, LAYOUT, batch_size=size, copies=2, seed=0, labels=labels, **more)
+    window = LAYOUT.packed(data.horizon // 8)
+    return WorldBatches(data, config, window, batch_size=size, copies=2, seed=0, labels=labels, **more)
 
 
 def network(seed: int = 0, head: bool = True) -> ActionDiT:
@@ -112,17 +113,19 @@ def test_a_head_changes_neither_draws_nor_the_networks_beginning(tmp_path: Path)
     assert {name.split(".")[0] for name in headed.keys() - plain.keys()} == {"reward_head"}
 
 
-def test_its_loss_is_added_to_the_flow_loss_by_its_weight(tmp_path: Path) -> None:
-    batch = batches(data_of(tmp_path, make_episode(0, 32, success_at=12)), True).at(0)
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_its_loss_is_added_to_the_flow_loss_by_its_weight(tmp_path: Path, chunks: int) -> None:
+    batch = batches(data_of(tmp_path, make_episode(0, 32, success_at=12), chunks=chunks), True).at(0)
     dit = network()
     for parameter in dit.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     seen: list[Tensor] = []
     dit.reward_head.register_forward_hook(lambda _, inputs, output: seen.extend((*inputs, output)))
-    loss = world_loss(CONTEXT, FlowConfig(), LAYOUT, WorldLossConfig(copies=2))
+    loss = world_loss(CONTEXT, FlowConfig(), LAYOUT.packed(chunks), WorldLossConfig(copies=2, chunks=chunks))
     both_B, logs = loss(dit, batch)
     features, ids, logits_RT = seen
-    assert features.shape[:2] == (32, 2) and torch.equal(ids, batch["instruction_BL"].repeat_interleave(2, 0))
+    assert features.shape[:2] == (32, 2 * chunks) and batch["labels_BT"].shape == (16, 8 * chunks)
+    assert torch.equal(ids, batch["instruction_BL"].repeat_interleave(2, 0))
     head, dit.reward_head = dit.reward_head, None
     flow_B, _ = loss(dit, batch)
     p = logits_RT.double().sigmoid().unflatten(0, (16, 2))
