@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
 
 from wovr.core.text import word_ids
+from wovr.flow.schedule import FlowConfig, train_sigmas
 from wovr.reward.base import Seen
-from wovr.reward.joint import RewardHead, RewardHeadConfig, balance, head_loss
+from wovr.reward.joint import RewardHead, RewardHeadConfig, balance, head_loss, sight
 
 WIDTH, SIDE = 12, 6
 TINY = RewardHeadConfig(channels=16, keypoints=8, text_width=16, hidden_width=32)
@@ -52,19 +55,21 @@ def test_bf16_features_are_judged_in_fp32(head: RewardHead) -> None:
 
 
 def test_loss_is_balanced_cross_entropy_per_window() -> None:
-    """Against float64, term by term: a window's loss is the mean over its copies and frames."""
+    """Against float64, term by term: a window's loss is the mean over its copies and frames, by class and sigma."""
     generator = torch.Generator().manual_seed(0)
     logits_RT = torch.randn(6, 8, generator=generator)
     labels_BT = (torch.rand(3, 8, generator=generator) < 0.3).float()
+    sight_RT = torch.rand(6, 8, generator=generator)
     share, copies = 0.2, 2
-    loss_B, logs = head_loss(logits_RT, labels_BT, balance(labels_BT, share))
+    loss_B, logs = head_loss(logits_RT, labels_BT, balance(labels_BT, share), sight_RT)
     for b in range(3):
         expected, right = 0.0, 0
         for copy in range(copies):
             for t in range(8):
                 p = torch.sigmoid(logits_RT[copies * b + copy, t].double())
                 positive = labels_BT[b, t] > 0
-                expected -= float(p.log() * 0.5 / share if positive else (1 - p).log() * 0.5 / (1 - share))
+                term = p.log() * 0.5 / share if positive else (1 - p).log() * 0.5 / (1 - share)
+                expected -= float(term * sight_RT[copies * b + copy, t])
                 right += int((p > 0.5) == positive)
         assert float(loss_B[b]) == pytest.approx(expected / 16, rel=1e-5)
         assert float(logs["reward_accuracy"][b]) == right / 16
@@ -76,6 +81,18 @@ def test_weights_give_both_classes_half_of_the_loss() -> None:
     labels[:125] = 1
     weights = balance(labels, 0.125)
     assert float(weights[:125].sum()) == float(weights[125:].sum()) == pytest.approx(500)
+
+
+@pytest.mark.parametrize("sigmas", ["grid", "uniform"])
+def test_frames_count_most_where_they_can_be_seen(sigmas: Literal["grid", "uniform"]) -> None:
+    flow = FlowConfig(train_sigmas=sigmas)
+    drawn = train_sigmas(flow, (torch.arange(5000) + 0.5) / 5000)
+    weights = sight(flow, drawn)
+    assert float(weights.mean()) == pytest.approx(1, rel=1e-3)
+    assert float(weights.min()) > 0, "a little at any"
+    scale = float(weights[-1] / (0.01 + (1 - drawn[-1]) ** 2))
+    torch.testing.assert_close(weights.double(), scale * (0.01 + (1 - drawn.double()) ** 2), rtol=1e-4, atol=1e-6)
+    assert torch.equal(sight(FlowConfig(steps=1, train_sigmas="grid"), torch.ones(2)), torch.ones(2))
 
 
 def test_it_learns_whether_the_named_thing_lies_on_the_goal() -> None:
@@ -99,7 +116,7 @@ def test_it_learns_whether_the_named_thing_lies_on_the_goal() -> None:
     optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3)
     for step in range(250):
         tokens, ids, labels = batch(step)
-        loss_B, _ = head_loss(head(tokens, ids), labels, balance(labels, 0.5))
+        loss_B, _ = head_loss(head(tokens, ids), labels, balance(labels, 0.5), torch.ones(len(labels), 4))
         optimizer.zero_grad()
         loss_B.mean().backward()
         optimizer.step()

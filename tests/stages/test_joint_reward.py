@@ -25,9 +25,9 @@ from wovr.core.train import TrainConfig, Trainer
 from wovr.dit.context import ContextConfig
 from wovr.dit.model import ActionDiT, DiTConfig
 from wovr.episodes.windows import WindowConfig
-from wovr.flow.schedule import FlowConfig
+from wovr.flow.schedule import FlowConfig, train_sigmas
 from wovr.imagine.load import DIT, REWARD, load_dit, load_head, make_imagined, save_dit
-from wovr.reward.joint import RewardHead, RewardHeadConfig, balance, head_loss
+from wovr.reward.joint import RewardHead, RewardHeadConfig, balance, head_loss, sight
 from wovr.stages import compare_reward, groups, pipeline
 from wovr.stages.compare_reward_table import curves, details, rows
 from wovr.stages.experiment import Experiment
@@ -121,7 +121,8 @@ def test_its_loss_is_added_to_the_flow_loss_by_its_weight(tmp_path: Path, chunks
         torch.nn.init.normal_(parameter, std=0.2)
     seen: list[Tensor] = []
     dit.reward_head.register_forward_hook(lambda _, inputs, output: seen.extend((*inputs, output)))
-    loss = world_loss(CONTEXT, FlowConfig(), LAYOUT.packed(chunks), WorldLossConfig(copies=2, chunks=chunks))
+    flow = FlowConfig()
+    loss = world_loss(CONTEXT, flow, LAYOUT.packed(chunks), WorldLossConfig(copies=2, chunks=chunks))
     both_B, logs = loss(dit, batch)
     features, ids, logits_RT = seen
     assert features.shape[:2] == (32, 2 * chunks) and batch["labels_BT"].shape == (16, 8 * chunks)
@@ -130,7 +131,9 @@ def test_its_loss_is_added_to_the_flow_loss_by_its_weight(tmp_path: Path, chunks
     flow_B, _ = loss(dit, batch)
     p = logits_RT.double().sigmoid().unflatten(0, (16, 2))
     y, weight = batch["labels_BT"][:, None].double(), batch["balance_BT"][:, None].double()
-    expected_B = -(weight * (y * p.log() + (1 - y) * (1 - p).log())).mean(dim=(1, 2))
+    uniform_BCK = (batch["uniform_BK"][:, None] + torch.tensor([0.0, 0.5])[:, None]) % 1
+    sight_BCT = sight(flow, train_sigmas(flow, uniform_BCK)).repeat_interleave(8, 2).double()
+    expected_B = -(sight_BCT * weight * (y * p.log() + (1 - y) * (1 - p).log())).mean(dim=(1, 2))
     torch.testing.assert_close(logs["reward_loss"].double(), expected_B, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close((both_B - flow_B).double(), 0.5 * expected_B, rtol=1e-3, atol=1e-4)
     assert isinstance(head, RewardHead)
@@ -191,7 +194,8 @@ def test_its_gradient_reaches_the_network(tmp_path: Path) -> None:
     logits: list[Tensor] = []
     dit.reward_head.register_forward_hook(lambda _, inputs, output: logits.append(output))
     world_loss(CONTEXT, FlowConfig(), LAYOUT, WorldLossConfig(copies=2))(dit, batch)
-    head_loss(logits[0], batch["labels_BT"], balance(batch["labels_BT"], 0.5))[0].mean().backward()
+    labels_BT = batch["labels_BT"]
+    head_loss(logits[0], labels_BT, balance(labels_BT, 0.5), torch.ones_like(logits[0]))[0].mean().backward()
     assert float(dit.patch_embedding.weight.grad.abs().sum()) > 0
     assert dit.head.head.weight.grad is None, "which makes the velocity alone"
 

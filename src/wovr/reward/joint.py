@@ -6,11 +6,12 @@ those of the last Euler step, from which the frames come too.
 
 Departure: that work regresses rewards with a head of its own on Cosmos-Predict 2. Here the head is told the
 instruction, which the ActionDiT is not, and success is a relation of places, so that it reads keypoints, as the
-classifier does. It trains at every sigma that the flow loss draws: near sigma = 1, where nothing of the future is seen
-yet, it asks of the network to foresee the outcome of its actions.
+classifier does. It trains at every sigma that the flow loss draws, most of all where the new frames can be seen: near
+sigma = 1 it could go by the actions alone, which tell when a block is let go, but hardly whether it lies where it
+should.
 
-Legend: B batch, N new latent frames, h w tokens of a latent frame, D their width, T = 4 N new frames, L words, C
-channels.
+Legend: B batch, R noised copies of the windows of a batch, N new latent frames, h w tokens of a latent frame, D their
+width, T = 4 N new frames, L words, C channels.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ from torch import Tensor, nn
 from wovr.core.config import Config
 from wovr.core.text import TextEncoder, word_ids
 from wovr.core.vision import Keypoints
+from wovr.flow.schedule import TIMESTEPS, FlowConfig, train_sigmas
 from wovr.reward.base import Seen
 
 FRAMES = 4
 """Frames of a latent one."""
+LEAST = 0.01
+"""Of the weight at sigma = 1, where (1 - sigma)^2 is nothing."""
 
 
 class RewardHeadConfig(Config):
@@ -102,15 +106,18 @@ class RewardHead(nn.Module):
         return self(seen.features_BNhwD.to(self.norm.weight.dtype), word_ids(instructions)).sigmoid()
 
 
-def head_loss(logits_RT: Tensor, labels_BT: Tensor, balance_BT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def head_loss(
+    logits_RT: Tensor, labels_BT: Tensor, balance_BT: Tensor, sight_RT: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy per sample (B,) and logs. R = B k: k neighbouring rows are noised copies of one window.
 
-    A frame counts with `balance_BT`, which does not depend on what else is in the batch (`balance`).
+    A frame counts by its class (`balance`) and its sigma (`sight`), neither of which depends on what else is in the
+    batch.
     """
     copies = len(logits_RT) // len(labels_BT)
     labels_RT = labels_BT.repeat_interleave(copies, 0)
     loss_RT = nn.functional.binary_cross_entropy_with_logits(logits_RT, labels_RT, reduction="none")
-    weighted_R = (loss_RT * balance_BT.repeat_interleave(copies, 0)).mean(1)
+    weighted_R = (loss_RT * balance_BT.repeat_interleave(copies, 0) * sight_RT).mean(1)
     right_R = ((logits_RT.detach() > 0) == (labels_RT > 0)).float().mean(1)
     loss_B, right_B = (of_R.unflatten(0, (-1, copies)).mean(1) for of_R in (weighted_R, right_R))
     return loss_B, {"reward_loss": loss_B.detach(), "reward_accuracy": right_B}
@@ -119,3 +126,12 @@ def head_loss(logits_RT: Tensor, labels_BT: Tensor, balance_BT: Tensor) -> tuple
 def balance(labels: Tensor, share: float) -> Tensor:
     """Weights that give both classes half of the loss where a `share` of all frames that training draws succeeds."""
     return torch.where(labels > 0, 0.5 / share, 0.5 / (1 - share))
+
+
+def sight(flow: FlowConfig, sigma: Tensor) -> Tensor:
+    """Weights by sigma, in proportion to (1 - sigma)^2 and a little at any, with mean 1 over those that training draws.
+
+    Of the grid of five steps they are 0.2, 0.2, 0.4, 1 and 3.3.
+    """
+    drawn = train_sigmas(flow, (torch.arange(TIMESTEPS, device=sigma.device) + 0.5) / TIMESTEPS)
+    return (LEAST + (1 - sigma).square()) / (LEAST + (1 - drawn).square()).mean()

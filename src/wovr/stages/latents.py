@@ -38,7 +38,7 @@ from wovr.episodes.windows import WindowConfig, WindowIndex, memory_indices
 from wovr.flow.loss import velocity_loss
 from wovr.flow.schedule import FlowConfig, train_sigmas, train_weights
 from wovr.imagine.load import StoredCodec
-from wovr.reward.joint import RewardHead, balance, head_loss
+from wovr.reward.joint import RewardHead, balance, head_loss, sight
 from wovr.stages.latent_cache import LatentCache
 
 
@@ -258,7 +258,7 @@ def world_loss(context: ContextConfig, flow: FlowConfig, layout: Layout, weights
     """The rectified-flow loss per sample (B,) on the new latents of `WorldBatches`, whose `layout` it takes.
 
     A sample's loss is the mean over all copies and chunks of its window. A network with a reward head adds the head's
-    loss at every sigma, by its weight.
+    loss, by its weight.
     """
     chunk = layout.new // layout.chunks
 
@@ -292,7 +292,8 @@ def world_loss(context: ContextConfig, flow: FlowConfig, layout: Layout, weights
         head = model.reward_head
         if isinstance(head, RewardHead):
             logits_RT = head(features_RNhwD, batch["instruction_BL"].repeat_interleave(weights.copies, 0))
-            reward_B, more = head_loss(logits_RT, batch["labels_BT"], batch["balance_BT"])
+            sight_RT = sight(flow, sigma_RK).repeat_interleave(FRAMES_PER_LATENT * chunk, 1)
+            reward_B, more = head_loss(logits_RT, batch["labels_BT"], batch["balance_BT"], sight_RT)
             loss_B, logs = loss_B + head.config.weight * reward_B, logs | more
         return loss_B, logs
 
