@@ -20,7 +20,7 @@ from wovr.stages.pipeline import STAGES, load_experiment, open_workplace, run_al
 from wovr_cli import convert, tools
 from wovr_cli.arguments import ConfigFile, Hostfile, Nproc, Offload, Overrides, Plain, RunPath, Wandb, Zero, packaged
 from wovr_cli.launch import ALONE, Ranks, is_worker, run_worker
-from wovr_cli.result import print_actions, print_hallucination, print_result, print_world_model
+from wovr_cli.result import print_actions, print_hallucination, print_result, print_reward, print_world_model
 
 if TYPE_CHECKING:
     from wovr.stages.experiment import Workplace
@@ -62,6 +62,7 @@ MEASURES = {
     "hallucination": ("hallucination", "closed_loop"),
     "world-model": ("world_model_eval",),
     "actions": ("action_following",),
+    "reward": ("compare_reward",),
 }
 """What `wovr eval --what` takes, and the stages that measure it."""
 
@@ -218,7 +219,7 @@ def eval_(
     plain: Plain = False,
     wandb: Wandb = None,
 ) -> None:
-    """Measure success, hallucination, videos, and action following."""
+    """Measure success, hallucination, videos, actions, and rewards."""
     for measure in what or ():
         if measure not in MEASURES:
             raise UserError(f"--what: expected {', '.join(MEASURES)}, found {measure!r}")
@@ -231,6 +232,8 @@ def eval_(
             print_world_model(place.run)
         if "action_following" in stages:
             print_actions(place.run)
+        if "compare_reward" in stages:
+            print_reward(place.run)
 
 
 _add("report", "Write one HTML file about the run, and its numbers as JSON.")

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def print_result(run: RunFolder) -> None:
-    """Success of each policy, the world model's videos, whether it follows its actions, true rollouts by purpose, time,
-    and where the report lies."""
+    """Success of each policy, the world model's videos, whether it follows its actions, how good its judges are, true
+    rollouts by purpose, time, and where the report lies."""
     from wovr.stages.report import REPORT
 
     stages = run.stages()
@@ -25,6 +25,7 @@ def print_result(run: RunFolder) -> None:
     print_hallucination(run)
     print_world_model(run)
     print_actions(run)
+    print_reward(run)
     spent = (
         f"{purpose} {total['episodes']}" + (f" and {total['lost']} lost" if "lost" in total else "")
         for purpose, total in run.ledger().items()
@@ -90,6 +91,24 @@ def print_actions(run: RunFolder) -> None:
         table.add_column(column, justify="left" if number < 2 else "right")
     for row in rows(read_json(run.path / SUMMARY)):
         table.add_row(*row, style="" if row[HEADER.index("Follows")] == "yes" else "bold red")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(NOTE, soft_wrap=True)
+
+
+def print_reward(run: RunFolder) -> None:
+    """The table of `compare_reward`, where it has been measured."""
+    from wovr.core.checkpoint import read_json
+    from wovr.stages.compare_reward import SUMMARY
+    from wovr.stages.compare_reward_table import HEADER, NOTE, rows
+
+    if not (run.path / SUMMARY).is_file():
+        return
+    table = Table(title="Reward models: how good are they?", box=SIMPLE_HEAD, padding=0, show_edge=False)
+    for number, column in enumerate(HEADER):
+        table.add_column(column, justify="left" if number < 4 else "right")
+    for row in rows(read_json(run.path / SUMMARY)):
+        table.add_row(*row)
     console = Console(highlight=False)
     console.print(table)
     console.print(NOTE, soft_wrap=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner, Result
@@ -19,6 +20,8 @@ from wovr.dit.model import ActionDiT, DiTConfig
 from wovr.dit.weights import load_wan, save_wan
 from wovr.flow.schedule import FlowConfig
 from wovr.imagine.load import DIT, save_dit
+from wovr.metrics.reward_quality import measure_reward
+from wovr.reward.joint import RewardHead, RewardHeadConfig
 from wovr.stages.evaluate import TRUE
 from wovr.stages.pipeline import STAGES
 
@@ -169,7 +172,8 @@ def test_eval_measures_what_it_is_asked_for(config: Path, stages_run: list) -> N
         (["world-model"], ["world_model_eval"]),
         (["success", "hallucination"], ["eval", "hallucination", "closed_loop"]),
         (["actions"], ["action_following"]),
-        ([], ["world_model_eval", "action_following"]),  # after newer measures they are repeated
+        (["reward"], ["compare_reward"]),
+        ([], ["world_model_eval", "action_following", "compare_reward"]),  # after newer measures they are repeated
     ]:
         options = [option for one in what for option in ("--what", one)]
         assert wovr("eval", config, *options).exit_code == 0
@@ -178,7 +182,7 @@ def test_eval_measures_what_it_is_asked_for(config: Path, stages_run: list) -> N
 
 
 def test_an_unknown_measure_is_one_line(config: Path, stages_run: list) -> None:
-    expected = "wovr: --what: expected success, hallucination, world-model, actions, found 'fvd'"
+    expected = "wovr: --what: expected success, hallucination, world-model, actions, reward, found 'fvd'"
     assert one_line(wovr("eval", config, "--what", "success", "--what", "fvd")) == expected
     assert not (config.parent / "runs").exists()
 
@@ -236,6 +240,26 @@ def test_whether_actions_are_followed_is_printed(
     assert re.search(r"pace +collect +20 +NO .* -1\.2, 45 %", shown.stdout), shown.stdout
     assert all(len(line) <= 80 for line in shown.stdout.splitlines()[:5]), "a terminal's width"
     assert "follow" not in wovr("eval", config, "--what", "hallucination").stdout
+
+
+def test_how_good_the_judges_are_is_printed(config: Path, stages_run: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    quality = measure_reward([np.array([0.2, 0.9, 0.7], np.float32)], [np.array([False, True, False])], 0.6, 1)
+    nothing = measure_reward([np.array([0.2], np.float32)], [np.array([False])], 0.6, 1)
+    of = {"classifier": {"true": quality.to_dict()}, "joint": {"imagined": nothing.to_dict()}}
+
+    def run(place):
+        write_json(place.run.path / "compare_reward/summary.json", {"base": {"collect": of}})
+        return {}
+
+    monkeypatch.setattr("wovr.stages.compare_reward.run", run)
+    for command in ("sft", "collect", "train-wm"):
+        wovr(command, config)
+    shown = wovr("eval", config, "--what", "reward")
+    assert shown.exit_code == 0, shown.output
+    assert re.search(r"base +collect +classifier +true +1 +50 % +100 % +100 % +0\.180", shown.stdout), shown.stdout
+    assert re.search(r"base +collect +joint +imagined +1 +– +– +100 % +0\.040 +0\.200", shown.stdout), shown.stdout
+    assert all(len(line) <= 80 for line in shown.stdout.splitlines()[:5]), "a terminal's width"
+    assert "Brier" not in wovr("eval", config, "--what", "hallucination").stdout
 
 
 def test_missing_metric_weights_are_found_before_anything_is_written(config: Path, tmp_path: Path) -> None:
@@ -314,9 +338,11 @@ def test_export_writes_what_load_wan_reads(tmp_path: Path) -> None:
     assert one_line(wovr("export", tmp_path, tmp_path / "out.safetensors")).endswith("run `wovr train-wm CONFIG` first")
     window = layout(ContextConfig(), 8)
     dit = ActionDiT(DiTConfig(width=24, depth=1, heads=2, ffn_width=48), window)
+    published = dit.state_dict()
+    dit.reward_head = RewardHead(RewardHeadConfig(), 24)  # has no place in a published file
     save_dit(tmp_path / DIT, dit, ContextConfig(), FlowConfig())
     found = wovr("export", tmp_path, tmp_path / "out.safetensors")
     assert found.exit_code == 0, found.output
     again = load_wan(tmp_path / "out.safetensors", dit.config, window)
-    for name, value in dit.state_dict().items():
+    for name, value in published.items():
         assert torch.equal(again.state_dict()[name], value.bfloat16().float()), name

@@ -14,7 +14,7 @@ from wovr_cli import launch
 from tests.stages.conftest import CONFIG, TOY
 from wovr.core.config import load_config
 from wovr.core.errors import UserError
-from wovr.imagine.load import CODEC, DIT, REWARD, WORLD_CODEC, load_dit, load_world_model
+from wovr.imagine.load import CODEC, DIT, REWARD, WORLD_CODEC, load_dit, load_head, load_world_model
 from wovr.stages import pipeline
 from wovr.stages.experiment import Experiment
 from wovr.stages.near_success import near_weights
@@ -31,8 +31,8 @@ def wovr(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_all_of_train_wm_under_zero_3(tmp_path: Path) -> None:
-    """With near-successes, which both search for and one finds alike."""
-    changes = (*CHANGES, "near_success={probability: 0.45, margin: null}")
+    """With near-successes, which both search for and one finds alike, and a reward head."""
+    changes = (*CHANGES, "near_success={probability: 0.45, margin: null}", "world_model.reward_head={}")
     experiment = load_config(Experiment, CONFIG, [*TOY, *changes])
     with pipeline.open_workplace(experiment, tmp_path, plain=True) as place:
         for name in ("sft", "collect"):
@@ -43,6 +43,7 @@ def test_all_of_train_wm_under_zero_3(tmp_path: Path) -> None:
         assert (tmp_path / artifact).is_file()
     assert load_world_model(tmp_path / WORLD_CODEC, tmp_path / DIT).chunk_length == 8
     assert all(value.isfinite().all() for value in load_dit(tmp_path / DIT)[0].state_dict().values())
+    assert load_head(tmp_path / DIT).hold == 2, "calibrated"
     stages = json.loads((tmp_path / "manifest.json").read_text())["stages"]
     assert list(stages) == ["sft", "collect", "codec", "reward", "world_model", "decoder"]
     with pipeline.open_workplace(experiment, tmp_path, plain=True) as place:

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from tests.imagine.worlds import (
     A,
@@ -250,16 +251,12 @@ def test_a_hold_may_cross_the_border_of_chunks():
     script[0, [3, 7, 8]] = 1  # a flicker at 3, then two in a row over the border
     script[1, [3, 5]] = 1  # flickers only
     world = make_world(hold=2, threshold=0.5)
-    judged = world._judged
 
-    def scripted(frames_BTHWC, instructions):
-        chunk = judged(frames_BTHWC, instructions)
-        if chunk.probability_BT.shape[1] == H:
-            rows, c = [key.trajectory for key in world._keys], world._chunks[0] - 1
-            chunk.probability_BT[:] = script[rows, c * H : c * H + H]
-        return chunk
+    def scripted(seen, instructions):
+        rows, c = [key.trajectory for key in world._keys], world._chunks[0] - 1
+        return torch.from_numpy(script[rows, c * H : c * H + H])
 
-    world._judged = scripted
+    world.reward.judge = scripted
     batch = rollout(world, FakePolicy(), [make_start(0), make_start(1)], seed=1)
     assert batch.success_step_N.tolist() == [8, 24]
     assert batch.chunk_mask_NC.sum(axis=1).tolist() == [2, 3]

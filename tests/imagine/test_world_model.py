@@ -31,7 +31,8 @@ def test_a_shared_start_is_encoded_once_and_nothing_is_encoded_again(starts):
     model = make_model()
     state, actions, noise = draw(model, [starts[0]] * 3 + [starts[1]] * 3)
     for _ in range(3):
-        new, frames, state = model.step(state, actions, noise)
+        new, seen, state = model.step(state, actions, noise)
+    frames = seen.frames_BTHWC
     assert model.codec.encoded == [(2, 5)]
     assert model.codec.decoded == [(6, 2)] * 3, "only the two new latents"
     assert new.shape == (6, 2, 3, 4, 4) and frames.shape == (6, H, 16, 16, 3) and frames.dtype == torch.uint8
@@ -41,7 +42,7 @@ def test_a_chunk_is_the_euler_solution_of_the_window(starts):
     """Against a loop written from the equations that knows nothing of caches."""
     model = make_model()
     state, actions, noise = draw(model, starts)
-    new, frames, _ = model.step(state, actions, noise)
+    new, seen, _ = model.step(state, actions, noise)
     latents = model.codec.encode(
         torch.from_numpy(np.stack([np.concatenate([s.reference_HWC[None], s.memory_MHWC]) for s in starts]))
     )
@@ -56,7 +57,7 @@ def test_a_chunk_is_the_euler_solution_of_the_window(starts):
         v = model.dit(torch.cat([latents, x], dim=1), at, window_actions)[:, 2:]
         x = x + (following - sigma) * v
     torch.testing.assert_close(new, x, atol=1e-5, rtol=1e-5)
-    assert torch.equal(frames, model.codec.decode(new, ())[0])
+    assert torch.equal(seen.frames_BTHWC, model.codec.decode(new, ())[0])
 
 
 def test_memory_rolls_on_as_latents_with_its_actions(starts):
@@ -91,9 +92,11 @@ def test_context_ablations_run(context):
     model = make_model(context)
     state, actions, noise = draw(model, [make_start(s, context.memory_frames) for s in range(2)])
     for _ in range(2):
-        new, frames, state = model.step(state, actions, noise)
+        new, seen, state = model.step(state, actions, noise)
     if context.memory_frames == 1:
-        assert torch.equal(state.memory_BLChw, model.codec.encode(frames[:, -1:])), "still latent of the current frame"
+        assert torch.equal(state.memory_BLChw, model.codec.encode(seen.frames_BTHWC[:, -1:])), (
+            "still latent of the current frame"
+        )
     else:
         assert torch.equal(state.memory_BLChw[:, -1:], new[:, -1:])
     assert state.reference_BLChw.shape[1] == context.reference
@@ -146,7 +149,7 @@ def test_frames_of_a_stream_follow_reference_memory_and_all_chunks_so_far(wan, c
     for _ in range(3):
         new, seen, state = model.step(state, actions, noise)
         latents.append(new)
-        frames.append(seen)
+        frames.append(seen.frames_BTHWC)
     whole = wan.decode_all(torch.cat(latents, dim=1))[:, 1 + memory :]
     assert (torch.cat(frames, dim=1).int() - whole.int()).abs().max() <= 1
     if context.memory_frames == 1:
@@ -163,7 +166,7 @@ def test_streams_that_others_leave_and_join_go_on_as_alone(wan):
     for rows in ([2, 0, 1], [2, 0, 1]):
         _, together, joined = model.step(joined, actions[rows], noise[rows])
         _, by_itself, alone = model.step(alone, actions[2:], noise[2:])
-        assert (together[0].int() - by_itself[0].int()).abs().max() <= 1
+        assert (together.frames_BTHWC[0].int() - by_itself.frames_BTHWC[0].int()).abs().max() <= 1
 
 
 def test_latents_alone_cost_no_decoding(wan, monkeypatch):
@@ -175,3 +178,34 @@ def test_latents_alone_cost_no_decoding(wan, monkeypatch):
     unseen = model.imagine(blind, actions, noise)
     assert torch.equal(unseen, new)
     assert torch.equal(model.advance(blind, actions, unseen).memory_BLChw, following.memory_BLChw)
+
+
+@pytest.mark.parametrize("context", [ContextConfig(), ContextConfig(memory_frames=8), ContextConfig(memory_frames=1)])
+def test_features_of_imagined_and_of_true_latents_come_from_the_same_pass(context):
+    """What the last Euler step saw is given as the truth, with noise that leads back to it."""
+    model = make_model(context)
+    starts = [make_start(seed, context.memory_frames) for seed in (0, 1)]
+    state, actions, noise = draw(model, starts)
+    seen_by_network = []
+    model.dit.register_forward_pre_hook(lambda _, inputs: seen_by_network.append(inputs[0]))
+    new, seen, _ = model.step(state, actions, noise)
+    assert len(seen_by_network) == 2, "no pass beside those of the solver"
+    assert seen.features_BNhwD.shape == (2, 2, 2, 2, 24)
+    at_last, sigma = seen_by_network[-1][:, -2:], solver_sigmas(model.flow)[-2]
+    same = model.features(state, actions, at_last, at_last)
+    torch.testing.assert_close(same, seen.features_BNhwD)
+    # Of the chunk as it ended, the truth: noised to the same sigma by other noise, it is read differently.
+    other = model.features(state, actions, new, noise)
+    torch.testing.assert_close(seen_by_network[-1][:, -2:], (1 - sigma) * new + sigma * noise)
+    assert not torch.allclose(other, same)
+
+
+def test_true_frames_are_encoded_as_they_follow_their_start():
+    model = make_model()
+    starts = [make_start(seed) for seed in (0, 1)]
+    frames = torch.randint(0, 256, (2, H, 16, 16, 3), dtype=torch.uint8)
+    stream = [
+        np.concatenate([start.reference_HWC[None], start.memory_MHWC, of])
+        for start, of in zip(starts, frames, strict=True)
+    ]
+    assert torch.equal(model.encode(starts, frames), model.codec.encode(torch.from_numpy(np.stack(stream)))[:, 2:])

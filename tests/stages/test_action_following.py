@@ -15,7 +15,8 @@ from wovr.core.train import TrainConfig
 from wovr.imagine.load import DIT, WORLD_CODEC, load_dit, load_world_model, save_dit
 from wovr.stages import action_following, action_following_table
 from wovr.stages.action_following import follow_actions
-from wovr.stages.experiment import ActionFollowingConfig, CodecStageConfig, Experiment
+from wovr.stages.eval_config import ActionFollowingConfig
+from wovr.stages.experiment import CodecStageConfig, Experiment
 from wovr.stages.pipeline import STAGES, open_workplace, run_command
 from wovr.stages.replay import replay
 

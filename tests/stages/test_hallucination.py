@@ -18,6 +18,7 @@ from wovr.dit.model import ActionDiT, DiTConfig
 from wovr.episodes.store import EpisodeStore
 from wovr.flow.schedule import FlowConfig
 from wovr.imagine.load import DIT, REWARD, WORLD_CODEC, save_dit
+from wovr.reward.base import Seen
 from wovr.reward.classifier import RewardClassifier, RewardClassifierConfig
 from wovr.stages import hallucination
 from wovr.stages.experiment import CodecStageConfig, Experiment, Workplace
@@ -68,10 +69,8 @@ def test_a_replay_starts_at_the_recorded_frame_and_takes_the_recorded_actions():
         np.testing.assert_array_equal(one.true_THWC, episode.frames_THWC[one.step : stop])
         np.testing.assert_array_equal(one.imagined_THWC[0], one.true_THWC[0])
         assert one.imagined_THWC.shape == one.true_THWC.shape
-        seen = torch.from_numpy(one.true_THWC[1:])
-        np.testing.assert_array_equal(
-            one.true_probability_T, reward(0.1).probability(seen, [episode.instruction] * len(seen))
-        )
+        seen = Seen(torch.from_numpy(one.true_THWC[None, 1:]), None)
+        np.testing.assert_array_equal(one.true_probability_T, reward(0.1).judge(seen, [episode.instruction])[0])
 
     other = Episode(
         **{name: getattr(episode, name) for name in Episode.__slots__} | {"actions_TA": -episode.actions_TA}

@@ -12,7 +12,8 @@ import pytest
 from wovr.core.errors import UserError
 from wovr.core.train import TrainConfig
 from wovr.stages import pipeline
-from wovr.stages.experiment import CodecStageConfig, Experiment, Workplace, WorldModelEvalConfig
+from wovr.stages.eval_config import WorldModelEvalConfig
+from wovr.stages.experiment import CodecStageConfig, Experiment, Workplace
 from wovr.stages.pipeline import STAGES, Stage, duration, open_workplace, run_all, run_command, run_stage
 
 EXPERIMENT = Experiment(codec=CodecStageConfig(pretrained=None, train=TrainConfig(steps=1)))

@@ -15,6 +15,7 @@ from wovr.core.errors import UserError
 from wovr.core.footprint import Footprint, Shapes
 from wovr.dit.context import ContextConfig, layout
 from wovr.dit.model import ActionDiT, DiTConfig
+from wovr.reward.joint import RewardHead, RewardHeadConfig
 from wovr.stages.experiment import Experiment
 from wovr.stages.pipeline import STAGES
 from wovr.stages.plan import advise, make_plan
@@ -369,6 +370,25 @@ def test_muon_is_not_sharded(shallow: Networks) -> None:
 def test_networks_that_do_not_fit_their_codec_are_refused(shallow: Networks) -> None:
     with pytest.raises(UserError, match="expected 48 latent channels as the codec has, found 12"):
         make_plan(changed(shallow.experiment, "world_model.dit.channels=12"), Machine(1))
+
+
+def test_a_reward_head_counts_and_is_compared() -> None:
+    experiment = load_config(Experiment, CONFIGS / "tabletop.yaml")
+    plain, headed = (
+        Networks(changed(experiment, f"world_model.reward_head={head}"), gpu=False) for head in ("null", "{}")
+    )
+    head = RewardHead(RewardHeadConfig(), headed.dit_config.width)
+    found = headed.parameters("world_model")
+    assert found.pop("reward_head") == sum(parameter.numel() for parameter in head.parameters())
+    assert found == plain.parameters("world_model")
+    steps = [of.step("world_model", 2, bf16=False, narrow=False) for of in (plain, headed)]
+    assert steps[1].footprint.flops > steps[0].footprint.flops
+    machine = Machine(0)
+    compared = [
+        next(stage for stage in make_plan(of.experiment, machine, of).stages if stage.name == "compare_reward")
+        for of in (plain, headed)
+    ]
+    assert compared[1].parts[0].seconds == pytest.approx(2 * compared[0].parts[0].seconds)
 
 
 def test_sizes_come_from_a_pretrained_file_where_there_is_one() -> None:

@@ -17,8 +17,9 @@ from wovr.core.run import RunFolder
 from wovr.core.train import TrainConfig
 from wovr.kir.bank import KeyframeBank
 from wovr.metrics.action_following import measure_action_following, variant_names
+from wovr.metrics.reward_quality import measure_reward
 from wovr.metrics.success import Rate
-from wovr.stages import action_following, curves, hallucination, report, world_model_eval
+from wovr.stages import action_following, compare_reward, curves, hallucination, report, world_model_eval
 from wovr.stages.evaluate import TRUE
 from wovr.stages.experiment import CodecStageConfig, Experiment, Workplace
 from wovr.stages.pictures import animation, strip
@@ -106,6 +107,12 @@ def write_following(run):
     write_json(run / action_following.SUMMARY, {"worlds": worlds})
 
 
+def write_judges(run):
+    probability = [np.array([0.2, 0.9, 0.7], np.float32)]
+    found = measure_reward(probability, [np.array([False, True, False])], 0.6, 1).to_dict()
+    write_json(run / compare_reward.SUMMARY, {"base": {"collect": {"classifier": {"true": found, "imagined": found}}}})
+
+
 @contextmanager
 def workplace(path):
     experiment = Experiment(codec=CodecStageConfig(pretrained=None, train=TrainConfig(steps=1)))
@@ -125,6 +132,7 @@ def full(tmp_path_factory):
         write_hallucination(run.path)
         write_videos(run.path)
         write_following(run.path)
+        write_judges(run.path)
         KeyframeBank([make_start(0), make_start(1, first=True)]).save(run.path / "keyframes/bank.safetensors")
         run.add_rollouts("collect", episodes=600, steps=24000, stage="collect", key="collect/0")
         run.mark_done("sft", 60.0, {"note": "fitted"})
@@ -196,6 +204,13 @@ def test_a_world_model_that_ignores_its_actions_is_a_warning(full):
     assert "dimension 1 (mean |a| 0.25)" in text and "dimension 1 negated" in text
     measured = json.loads((full / report.SUMMARY).read_text())["action_following"]["worlds"]
     assert [measured[world]["collect"]["follows"] for world in ("base", "pace")] == [True, False]
+
+
+def test_reward_models_have_their_calibration_curves(full):
+    text = (full / report.REPORT).read_text()
+    assert "classifier, true frames" in text and "classifier, imagined frames" in text
+    assert text.count("true successes, %") == 1, "one world model, one purpose"
+    assert re.search(r'<td class="text">classifier</td><td class="text">imagined</td><td><b>50\.0', text)
 
 
 def test_what_is_not_there_yet_names_its_command(tmp_path):

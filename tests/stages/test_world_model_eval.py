@@ -17,7 +17,8 @@ from wovr.episodes.store import EpisodeStore
 from wovr.imagine.load import WORLD_CODEC
 from wovr.metrics.video import psnr
 from wovr.stages import world_model_eval
-from wovr.stages.experiment import CodecStageConfig, Experiment, Workplace, WorldModelEvalConfig
+from wovr.stages.eval_config import WorldModelEvalConfig
+from wovr.stages.experiment import CodecStageConfig, Experiment, Workplace
 from wovr.stages.replay import replay
 from wovr.stages.world_model_eval import Speed, imagine
 from wovr.stages.world_model_table import markdown

@@ -25,7 +25,7 @@ from wovr.core.config import first_difference
 from wovr.core.errors import UserError
 from wovr.core.log import append_record, read_records
 
-MANIFEST = "manifest.json"
+MANIFEST, CONFIG = "manifest.json", "config.yaml"
 FORMAT = 1
 """Layout of the folder; a folder of another number is refused."""
 EPISODES = "episodes"
@@ -62,8 +62,8 @@ class RunFolder:
         lock = _lock(path)
         try:
             if (path / MANIFEST).exists():
-                _check_same(path, _read_config(path), yaml.safe_load(text), ignore)
-            write_text(path / "config.yaml", text)
+                _check_same(path, read_config(path), yaml.safe_load(text), ignore)
+            write_text(path / CONFIG, text)
             if not (path / MANIFEST).exists():
                 version = importlib.metadata.version("wovr")
                 manifest: dict[str, Any] = {"format": FORMAT, "wovr": version, "seed": config.get("seed"), "stages": {}}
@@ -88,7 +88,7 @@ class RunFolder:
     @property
     def config(self) -> dict[str, Any]:
         """The content of config.yaml."""
-        return _read_config(self.path)
+        return read_config(self.path)
 
     def folder(self, name: str) -> Path:
         """The folder of a stage, made when missing; `name` may have parts: `refine/round_1/rl`."""
@@ -188,8 +188,9 @@ def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any], ignore: Co
         )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    file = path / "config.yaml"
+def read_config(path: Path) -> dict[str, Any]:
+    """The config of the run folder `path`. UserError where there is none."""
+    file = path / CONFIG
     try:
         config = yaml.safe_load(file.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:

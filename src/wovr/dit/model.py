@@ -145,13 +145,22 @@ class ActionDiT(nn.Module):
             for _ in range(config.depth)
         )
         self.head = Head(D, patch_dim, config.eps)
+        self.reward_head: nn.Module | None = None
+        """What is trained on the features with the network, and travels in its file (`wovr.reward.joint`)."""
         for name in ("0.weight", "2.weight"):
             nn.init.normal_(self.time_embedding.get_parameter(name), std=0.02)  # Wan's
 
     def forward(
-        self, latents_BLChw: Tensor, timesteps_BL: Tensor, actions: Tensor | WindowCache, *, new_only: bool = False
-    ) -> Tensor:
-        """Velocity (B, L, C, h, w), or (B, N, C, h, w) of the new latents with `new_only`.
+        self,
+        latents_BLChw: Tensor,
+        timesteps_BL: Tensor,
+        actions: Tensor | WindowCache,
+        *,
+        new_only: bool = False,
+        features: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Velocity (B, L, C, h, w), or (B, N, C, h, w) of the new latents with `new_only`; and with `features` the
+        hidden tokens that it is read from, those after the last block, (B, L or N, h / 2, w / 2, D).
 
         `timesteps_BL` is sigma * 1000, 0 for the context; `actions` are (B, T, A) in environment units or what
         `precompute` made of them. `new_only` gives the same numbers for less: the last block and the head skip the
@@ -161,13 +170,15 @@ class ActionDiT(nn.Module):
         """
         device = latents_BLChw.device.type
         if self.patch_embedding.weight.dtype == torch.float32 or not torch.amp.is_autocast_available(device):
-            return self._velocity(latents_BLChw, timesteps_BL, actions, new_only)
-        with torch.autocast(device, enabled=False):  # would keep float32 copies of norms
-            return self._velocity(latents_BLChw, timesteps_BL, actions, new_only)
+            found = self._velocity(latents_BLChw, timesteps_BL, actions, new_only)
+        else:
+            with torch.autocast(device, enabled=False):  # would keep float32 copies of norms
+                found = self._velocity(latents_BLChw, timesteps_BL, actions, new_only)
+        return found if features else found[0]
 
     def _velocity(
         self, latents_BLChw: Tensor, timesteps_BL: Tensor, actions: Tensor | WindowCache, new_only: bool
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         L, _, h, w = latents_BLChw.shape[1:]
         assert h % PATCH == w % PATCH == 0
         assert new_only or not self.config.causal_context, "a causal context has no velocity"
@@ -180,7 +191,8 @@ class ActionDiT(nn.Module):
         outputs = actions.layout.new if new_only else L
         x_BLSD, time_BLD, _ = self._blocks(latents_BLChw[:, first:], timesteps_BL[:, first:], actions, first, outputs)
         patches = self.head(x_BLSD, time_BLD[:, -outputs:])
-        return rearrange(patches, "B L (h w) (p q C) -> B L C (h p) (w q)", h=h // PATCH, p=PATCH, q=PATCH)
+        velocity = rearrange(patches, "B L (h w) (p q C) -> B L C (h p) (w q)", h=h // PATCH, p=PATCH, q=PATCH)
+        return velocity, x_BLSD.unflatten(2, (h // PATCH, w // PATCH))
 
     def precompute(self, actions_BTA: Tensor, context_BKChw: Tensor) -> WindowCache:
         """What all Euler steps of a chunk share: the AdaLN embedding, each block's keys and values of the actions and,

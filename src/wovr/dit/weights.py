@@ -102,9 +102,12 @@ def check_wan(path: Path, config: DiTConfig, layout: Layout) -> tuple[dict[str, 
 
 
 def save_wan(path: Path, dit: ActionDiT) -> None:
-    """Write the weights as a WoVR checkpoint: Wan's original names and one file, bf16 as the published ones."""
+    """Write the weights as a WoVR checkpoint: Wan's original names and one file, bf16 as the published ones. It has no
+    place for a reward head."""
     written: dict[str, Tensor] = {}
     for name, value in dit.state_dict().items():
+        if name.startswith("reward_head."):
+            continue
         found = parts(name, tuple(value.shape), dit.config)
         for part, rows in zip(found, value.split([part.shape[0] for part in found]), strict=True):
             written[part.name] = _wans(rows, part).reshape(part.shape).bfloat16()

@@ -21,10 +21,11 @@ from wovr.codec.base import Codec
 from wovr.codec.conv import ConvCodec, ConvCodecConfig
 from wovr.codec.wan import WanCodec, WanCodecConfig
 from wovr.codec.wan_weights import load_wan_codec
-from wovr.core.checkpoint import load_model, read_header, save_model
+from wovr.core.checkpoint import fill, load_model, read_header, save_model, stored_tensors
 from wovr.core.config import Config, validate
 from wovr.core.dist import Precision, precision
 from wovr.core.errors import UserError
+from wovr.core.run import CONFIG, read_config
 from wovr.dit.context import FRAMES_PER_LATENT, ContextConfig, layout
 from wovr.dit.model import ActionDiT, DiTConfig
 from wovr.flow.schedule import FlowConfig
@@ -33,7 +34,9 @@ from wovr.imagine.world import ImaginedWorld
 from wovr.imagine.world_model import WorldModel, for_inference
 from wovr.kir.bank import KeyframeBank
 from wovr.kir.sampler import SamplerConfig
+from wovr.reward.base import Judge
 from wovr.reward.classifier import RewardClassifier, RewardClassifierConfig
+from wovr.reward.joint import RewardHead, RewardHeadConfig
 
 CODEC = Path("codec/codec.safetensors")
 WORLD_CODEC = Path("world_model/codec.safetensors")
@@ -41,6 +44,8 @@ DIT = Path("world_model/dit.safetensors")
 REWARD = Path("reward/classifier.safetensors")
 BANK = Path("keyframes/bank.safetensors")
 
+HEAD = "reward_head"
+"""Of the head's config in the header of a network's file, and before the names of its tensors."""
 CONV, WAN = "conv", "wan"
 """`codec` in the header of a codec's file; a file without it is a convolutional one."""
 
@@ -59,7 +64,8 @@ def newest(run: Path, artifact: Path) -> Path:
 
 
 def save_dit(path: Path, dit: ActionDiT, context: ContextConfig, flow: FlowConfig) -> None:
-    """Write the network and all that its use depends on."""
+    """Write the network, with its reward head where it has one, and all that its use depends on."""
+    head = {HEAD: dit.reward_head.config.model_dump_json()} if isinstance(dit.reward_head, RewardHead) else {}
     save_model(
         path,
         dit,
@@ -67,6 +73,7 @@ def save_dit(path: Path, dit: ActionDiT, context: ContextConfig, flow: FlowConfi
         context=context.model_dump_json(),
         flow=flow.model_dump_json(),
         chunk_length=str(FRAMES_PER_LATENT * dit.layout.new),
+        **head,
     )
 
 
@@ -79,7 +86,14 @@ def load_dit(path: Path) -> tuple[ActionDiT, ContextConfig, FlowConfig]:
     if not chunk_length.isdigit() or int(chunk_length) % FRAMES_PER_LATENT:
         raise UserError(f"{path}: expected a multiple of 4 as 'chunk_length' in its header, found {chunk_length!r}")
     window = layout(context, int(chunk_length))
-    return load_model(path, DiTConfig, lambda config: ActionDiT(config, window)), context, flow
+
+    def build(config: DiTConfig) -> ActionDiT:
+        dit = ActionDiT(config, window)
+        if HEAD in header:
+            dit.reward_head = RewardHead(_part(path, header, HEAD, RewardHeadConfig), config.width)
+        return dit
+
+    return load_model(path, DiTConfig, build), context, flow
 
 
 def save_codec(path: Path, codec: ConvCodec | WanCodec) -> None:
@@ -140,6 +154,34 @@ def load_reward(path: Path, device: torch.device | str = "cpu") -> RewardClassif
     return load_model(path, RewardClassifierConfig, RewardClassifier).to(device).eval().requires_grad_(False)
 
 
+def has_head(dit: Path) -> bool:
+    """Whether a network's file holds a reward head too."""
+    return HEAD in read_header(dit)
+
+
+def load_head(dit: Path, device: torch.device | str = "cpu") -> RewardHead:
+    """The reward head in a network's file, in fp32, with its calibrated threshold. UserError where there is none."""
+    header = read_header(dit)
+    if HEAD not in header:
+        raise UserError(f"{dit}: expected a reward head in it, found none; set reward.judge=classifier")
+    width = _part(dit, header, "config", DiTConfig).width
+    head = RewardHead(_part(dit, header, HEAD, RewardHeadConfig), width)
+    tensors = {
+        name.removeprefix(f"{HEAD}."): tensor.read()
+        for name, tensor in stored_tensors(dit).items()
+        if name.startswith(f"{HEAD}.")
+    }
+    fill(head, tensors, dit)
+    return head.float().to(device).eval().requires_grad_(False)
+
+
+def load_judge(
+    judge: Judge, reward: Path, dit: Path, device: torch.device | str = "cpu"
+) -> RewardClassifier | RewardHead:
+    """The reward model that judges imagination: the classifier in `reward`, or the head in the network's file."""
+    return load_reward(reward, device) if judge == "classifier" else load_head(dit, device)
+
+
 def make_imagined(
     run: str | Path,
     num_envs: int = 1,
@@ -147,6 +189,7 @@ def make_imagined(
     max_episode_steps: int,
     keyframe_fraction: float = SamplerConfig().keyframe_fraction,
     precision: Precision = "auto",
+    judge: Judge | None = None,
     autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     render_mode: str | None = None,
 ) -> ImaginedVectorEnv:
@@ -158,13 +201,15 @@ def make_imagined(
         max_episode_steps: horizon in env steps, whole chunks or not.
         keyframe_fraction: share of episodes that start from keyframes.
         precision: of the world model.
+        judge: `classifier` or `joint`; by default what the run's `reward.judge` says.
         autoreset_mode: next-step or disabled.
         render_mode: `rgb_array` or nothing.
     """
     folder = Path(run)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_world_model(newest(folder, WORLD_CODEC), newest(folder, DIT), device, precision)
-    world = ImaginedWorld(model, load_reward(newest(folder, REWARD), device), max_episode_steps)
+    reward = load_judge(judge or _judge_of(folder), newest(folder, REWARD), newest(folder, DIT), device)
+    world = ImaginedWorld(model, reward, max_episode_steps)
     return ImaginedVectorEnv(
         world,
         KeyframeBank.load(newest(folder, BANK)),
@@ -173,6 +218,12 @@ def make_imagined(
         autoreset_mode=autoreset_mode,
         render_mode=render_mode,
     )
+
+
+def _judge_of(run: Path) -> Judge:
+    """Of a run's config; folders that were put together by hand have none."""
+    config = read_config(run) if (run / CONFIG).is_file() else {}
+    return "joint" if config.get("reward", {}).get("judge") == "joint" else "classifier"
 
 
 def _part(path: Path, header: dict[str, str], name: str, schema: type[C]) -> C:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from wovr.core.seed import normal
-from wovr.core.types import Actions, StartState
+from wovr.core.types import Actions, Frames, StartState
 from wovr.envs.chunked import Chunk, Rows, TrajectoryKey
 from wovr.imagine.world_model import ImaginedState, WorldModel
 from wovr.reward.base import RewardModel
@@ -38,15 +39,15 @@ class ImaginedWorld:
         return self.add(starts, keys)
 
     def add(self, starts: Sequence[StartState], keys: Sequence[TrajectoryKey]) -> Chunk:
-        """Begin further trajectories, as the last rows. Returns their current frames alone."""
+        """Begin further trajectories, as the last rows. Returns their current frames alone, which are not judged."""
         assert len(starts) == len(keys) > 0
         state = self.model.start(starts)
         self._state = state if self._state is None else self._state.join(state)
-        instructions = [start.instruction for start in starts]
-        self._instructions += instructions
+        self._instructions += [start.instruction for start in starts]
         self._keys += keys
         self._chunks += [0] * len(starts)
-        return self._judged(torch.from_numpy(np.stack([start.memory_MHWC[-1:] for start in starts])), instructions)
+        frames_B1HWC = np.stack([start.memory_MHWC[-1:] for start in starts])
+        return _chunk(frames_B1HWC, np.zeros(frames_B1HWC.shape[:2], dtype=np.float32))
 
     def step(self, actions_BHA: Actions) -> Chunk:
         assert self._state is not None, "reset comes first"
@@ -55,11 +56,10 @@ class ImaginedWorld:
         draws = {row: normal(shape, row[0], "world-noise", *row[1:]) for row in set(rows)}  # a group shares its draw
         noise = torch.stack([draws[row] for row in rows])
         device = self.model.device
-        _, frames_BTHWC, self._state = self.model.step(
-            self._state, torch.from_numpy(actions_BHA).to(device), noise.to(device)
-        )
+        _, seen, self._state = self.model.step(self._state, torch.from_numpy(actions_BHA).to(device), noise.to(device))
         self._chunks = [chunk + 1 for chunk in self._chunks]
-        return self._judged(frames_BTHWC, self._instructions)
+        probability_BT = self.reward.judge(seen, self._instructions)
+        return _chunk(seen.frames_BTHWC.cpu().numpy(), probability_BT.cpu().numpy())
 
     def leave(self) -> None:
         """Give up all trajectories, and the memory that their contexts take."""
@@ -72,14 +72,7 @@ class ImaginedWorld:
         self._keys = [self._keys[row] for row in rows]
         self._chunks = [self._chunks[row] for row in rows]
 
-    def _judged(self, frames_BTHWC: torch.Tensor, instructions: Sequence[str]) -> Chunk:
-        batch, steps = frames_BTHWC.shape[:2]
-        repeated = [instruction for instruction in instructions for _ in range(steps)]
-        frames_NHWC = frames_BTHWC.flatten(0, 1).to(self.model.device)
-        probability_BT = self.reward.probability(frames_NHWC, repeated).unflatten(0, (batch, steps))
-        return Chunk(
-            frames_BTHWC.cpu().numpy(),
-            probability_BT.cpu().numpy(),
-            np.zeros((batch, steps, 0)),
-            np.zeros(batch, dtype=np.bool_),
-        )
+
+def _chunk(frames_BTHWC: Frames, probability_BT: NDArray[np.float32]) -> Chunk:
+    batch, steps = probability_BT.shape
+    return Chunk(frames_BTHWC, probability_BT, np.zeros((batch, steps, 0)), np.zeros(batch, dtype=np.bool_))

@@ -6,6 +6,9 @@ all that follows are decoded as one stream. The one exception is the ablation `m
 the current frame no chunk contains: it is encoded from the last decoded frame, and the decoder's stream begins with the
 reference and four frames that stand still at the current one.
 
+Rewards may be read from the network's features: its hidden tokens of the new latents in the last Euler step, at the
+solver's smallest sigma. True latents that are noised to that sigma have features too, from one pass.
+
 Legend: B trajectories, U unique starts, L latent frames, C latent channels, h w latent height and width, H chunk
 length, M memory frames, T actions of a window (1 + M + H), A action dims; images are height x width x 3.
 """
@@ -13,7 +16,7 @@ length, M memory frames, T actions of a window (1 + M + H), A action dims; image
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -28,8 +31,10 @@ from wovr.core.types import StartState, no_motion
 from wovr.dit.context import FRAMES_PER_LATENT, ContextConfig, layout, timesteps
 from wovr.dit.model import ActionDiT
 from wovr.envs.chunked import Rows
+from wovr.flow import path
 from wovr.flow.schedule import FlowConfig, solver_sigmas
 from wovr.flow.solver import euler
+from wovr.reward.base import Seen
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -120,30 +125,62 @@ class WorldModel:
         return state.select([rank[id(start)] for start in starts])
 
     @torch.no_grad()
+    def encode(self, starts: Sequence[StartState], frames_BHHWC: Tensor) -> Tensor:
+        """Latents (B, L, C, h, w) of true frames that follow these starts, a chunk of each."""
+        seen = [np.concatenate([start.reference_HWC[None], start.memory_MHWC]) for start in starts]
+        stream_BTHWC = self._stream(torch.from_numpy(np.stack(seen)).to(self.device))
+        return self.codec.encode(torch.cat([stream_BTHWC, frames_BHHWC], dim=1))[:, -self.layout.new :]
+
+    @torch.no_grad()
     def step(
         self, state: ImaginedState, actions_BHA: Tensor, noise_BLChw: Tensor
-    ) -> tuple[Tensor, Tensor, ImaginedState]:
-        """Imagine one chunk: (new latents (B, L, C, h, w), new frames (B, H, height, width, 3) uint8, next state)."""
+    ) -> tuple[Tensor, Seen, ImaginedState]:
+        """Imagine one chunk: (new latents (B, L, C, h, w), what is seen of it, next state)."""
         assert state.decoder is not None, "started without frames"
-        new_BLChw = self.imagine(state, actions_BHA, noise_BLChw)
+        new_BLChw, features_BNhwD = self._denoise(state, actions_BHA, noise_BLChw)
         frames_BHHWC, decoder = self.codec.decode(new_BLChw, state.decoder)
-        return new_BLChw, frames_BHHWC, self._next(state, actions_BHA, new_BLChw, frames_BHHWC, decoder)
+        following = self._next(state, actions_BHA, new_BLChw, frames_BHHWC, decoder)
+        return new_BLChw, Seen(frames_BHHWC, features_BNhwD), following
 
     @torch.no_grad()
     def imagine(self, state: ImaginedState, actions_BHA: Tensor, noise_BLChw: Tensor) -> Tensor:
         """The new latents (B, L, C, h, w) of one chunk."""
+        return self._denoise(state, actions_BHA, noise_BLChw)[0]
+
+    @torch.no_grad()
+    def features(self, state: ImaginedState, actions_BHA: Tensor, new_BLChw: Tensor, noise_BLChw: Tensor) -> Tensor:
+        """Features of given new latents, which `noise` takes as far from the truth as the last Euler step finds
+        imagined ones."""
+        sigma_B = new_BLChw.new_full((len(new_BLChw),), solver_sigmas(self.flow)[-2])
+        noised_BLChw = path.interpolate(new_BLChw, noise_BLChw, sigma_B)
+        return self._network(state, actions_BHA)(noised_BLChw, sigma_B)[1]
+
+    def _denoise(self, state: ImaginedState, actions_BHA: Tensor, noise_BLChw: Tensor) -> tuple[Tensor, Tensor]:
+        """The new latents of one chunk, and their features (B, L, h / 2, w / 2, D)."""
         assert len(state) == len(actions_BHA) == len(noise_BLChw)
+        network = self._network(state, actions_BHA)
+        features_BNhwD = noise_BLChw
+
+        def velocity(new_BLChw: Tensor, sigma: float) -> Tensor:
+            nonlocal features_BNhwD
+            v_BLChw, features_BNhwD = network(new_BLChw, new_BLChw.new_full((len(new_BLChw),), sigma))
+            return v_BLChw
+
+        return euler(velocity, noise_BLChw, solver_sigmas(self.flow)), features_BNhwD
+
+    def _network(self, state: ImaginedState, actions_BHA: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """(new latents, sigma (B,)) -> (velocity, features); what does not depend on them is computed once."""
         dtype = next(self.dit.parameters()).dtype
         context_BLChw = torch.cat([state.reference_BLChw, state.memory_BLChw], dim=1).to(dtype)
         shared = self.dit.precompute(self._window_actions(state, actions_BHA), context_BLChw)
 
-        def velocity(new_BLChw: Tensor, sigma: float) -> Tensor:
-            sigma_B = new_BLChw.new_full((len(new_BLChw),), sigma)
+        def network(new_BLChw: Tensor, sigma_B: Tensor) -> tuple[Tensor, Tensor]:
             window_BLChw = torch.cat([context_BLChw, new_BLChw.to(dtype)], dim=1)
-            v_BLChw: Tensor = self.dit(window_BLChw, timesteps(self.layout, sigma_B), shared, new_only=True)
-            return v_BLChw
+            times_BL = timesteps(self.layout, sigma_B)
+            found: tuple[Tensor, Tensor] = self.dit(window_BLChw, times_BL, shared, new_only=True, features=True)
+            return found
 
-        return euler(velocity, noise_BLChw, solver_sigmas(self.flow))
+        return network
 
     @torch.no_grad()
     def advance(self, state: ImaginedState, actions_BHA: Tensor, new_BLChw: Tensor) -> ImaginedState:
@@ -171,12 +208,18 @@ class WorldModel:
 
     def _encode(self, frames_UTHWC: Tensor) -> tuple[Tensor, Tensor]:
         """Latents of [reference, memory] as the network sees them, and those that the decoder's stream starts with."""
+        stream_ULChw = self.codec.encode(self._stream(frames_UTHWC))
         if self.context.memory_frames > 1:
-            stream_ULChw = self.codec.encode(frames_UTHWC)
             return stream_ULChw, stream_ULChw
         latents_ULChw = self.codec.encode(frames_UTHWC.flatten(0, 1)[:, None]).unflatten(0, (-1, 2)).squeeze(2)
+        return latents_ULChw, stream_ULChw
+
+    def _stream(self, frames_UTHWC: Tensor) -> Tensor:
+        """Frames of [reference, memory] as the codec's streams begin: a memory of one frame stands still."""
+        if self.context.memory_frames > 1:
+            return frames_UTHWC
         still_UTHWC = frames_UTHWC[:, 1:].expand(-1, FRAMES_PER_LATENT, -1, -1, -1)
-        return latents_ULChw, self.codec.encode(torch.cat([frames_UTHWC[:, :1], still_UTHWC], dim=1))
+        return torch.cat([frames_UTHWC[:, :1], still_UTHWC], dim=1)
 
     def noise_shape(self, state: ImaginedState) -> tuple[int, ...]:
         """(L, C, h, w), the noise that one trajectory needs for a chunk."""

@@ -1,15 +1,33 @@
-"""The reward protocol: success probability of single frames."""
+"""The reward protocol: success probability of every frame of a chunk, from what there is to see of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 from torch import Tensor
+
+Judge = Literal["classifier", "joint"]
+"""Which reward model judges imagination: `wovr.reward.classifier`, or the head of `wovr.reward.joint`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A chunk of B trajectories, imagined or true. Legend: T frames, N latent frames, h w tokens of a latent frame."""
+
+    frames_BTHWC: Tensor
+    """uint8 (B, T, height, width, 3)."""
+    features_BNhwD: Tensor | None
+    """The ActionDiT's hidden tokens of the new latent frames at the last Euler step (`wovr.imagine.world_model`). None
+    where nobody asks for them."""
 
 
 class RewardModel(Protocol):
     """R_psi of Eq. 5."""
+
+    reads_features: bool
+    """Whether it judges features; else frames."""
 
     @property
     def threshold(self) -> float:
@@ -21,6 +39,6 @@ class RewardModel(Protocol):
         """Consecutive frames that must pass; 1 reproduces Eq. 8."""
         ...
 
-    def probability(self, frames_BHWC: Tensor, instructions: Sequence[str]) -> Tensor:
-        """uint8 frames (B, H, W, 3) -> success probabilities (B,), float32, no gradient."""
+    def judge(self, seen: Seen, instructions: Sequence[str]) -> Tensor:
+        """Success probabilities (B, T) of the frames, float32, no gradient."""
         ...

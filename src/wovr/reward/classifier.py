@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from wovr.core.config import Config
 from wovr.core.text import TextEncoder, word_ids
 from wovr.core.vision import FilmEncoder, Keypoints
+from wovr.reward.base import Seen
 
 CACHED_FRAMES = 128
 """Frames judged at once on a CPU: their feature maps stay in its cache, which is three times as fast as 1,024."""
@@ -44,6 +45,8 @@ class RewardClassifierConfig(Config):
 
 class RewardClassifier(nn.Module):
     """`wovr.reward.base.RewardModel`: success is a relation of places, so keypoints are compared by an MLP."""
+
+    reads_features = False
 
     def __init__(self, config: RewardClassifierConfig) -> None:
         super().__init__()
@@ -87,6 +90,12 @@ class RewardClassifier(nn.Module):
         size = CACHED_FRAMES if frames_BHWC.device.type == "cpu" else max(1, len(frames_BHWC))
         parts = zip(frames_BHWC.split(size), ids_BL.split(size), strict=True)
         return torch.cat([self(frames, ids).sigmoid() for frames, ids in parts])
+
+    def judge(self, seen: Seen, instructions: Sequence[str]) -> Tensor:
+        """As of `RewardModel`: each frame by itself."""
+        batch, steps = seen.frames_BTHWC.shape[:2]
+        repeated = [instruction for instruction in instructions for _ in range(steps)]
+        return self.probability(seen.frames_BTHWC.flatten(0, 1), repeated).unflatten(0, (batch, steps))
 
 
 def reward_loss(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -19,7 +19,7 @@ import torch
 from wovr.core.checkpoint import write_json
 from wovr.core.errors import UserError
 from wovr.core.types import Episode
-from wovr.imagine.load import DIT, REWARD, WORLD_CODEC, load_reward, load_world_model
+from wovr.imagine.load import DIT, REWARD, WORLD_CODEC, load_judge, load_world_model
 from wovr.imagine.world_model import WorldModel
 from wovr.metrics.action_following import (
     DECIDE,
@@ -57,7 +57,7 @@ def run(place: Workplace) -> dict[str, Any]:
                     f"action_following.steps: expected a multiple of the chunk length {model.chunk_length}, "
                     f"found {settings.steps}"
                 )
-            reward = load_reward(folder / REWARD, device)
+            reward = load_judge(config.reward.judge, folder / REWARD, folder / DIT, device)
             found[world] = {
                 purpose: follow_actions(
                     model,

@@ -26,7 +26,7 @@ from wovr.envs.base import Simulator
 from wovr.envs.chunked import ChunkedSimulator, ChunkWorld
 from wovr.envs.continued import ContinuedSimulator, RecordedStart
 from wovr.envs.recorded import RecordedConfig
-from wovr.imagine.load import BANK, DIT, REWARD, WORLD_CODEC, load_reward, load_world_model, newest
+from wovr.imagine.load import BANK, DIT, REWARD, WORLD_CODEC, load_judge, load_world_model, newest
 from wovr.imagine.rollout import RolloutBatch, rollout
 from wovr.imagine.world import ImaginedWorld
 from wovr.kir.bank import KeyframeBank
@@ -86,7 +86,8 @@ def run(place: Workplace) -> dict[str, Any]:
             found: dict[str, dict[str, Any]] = {}
             for world_name, folder in worlds.items():
                 model = load_world_model(folder / WORLD_CODEC, folder / DIT, place.dist.device)
-                reward = load_reward(folder / REWARD, place.dist.device)
+                judge = place.experiment.reward.judge
+                reward = load_judge(judge, folder / REWARD, folder / DIT, place.dist.device)
                 imagined: dict[str, list[RolloutBatch]] = {kind: [] for kind in starts}
                 for path in policies.values():
                     policy = acting_policy(place, path)

@@ -18,7 +18,7 @@ from wovr.core.errors import UserError
 from wovr.core.types import SimulatorStart
 from wovr.envs.chunked import ChunkedSimulator, ChunkWorld
 from wovr.envs.recorded import RecordedConfig
-from wovr.imagine.load import DIT, REWARD, WORLD_CODEC, load_reward, load_world_model, newest
+from wovr.imagine.load import DIT, REWARD, WORLD_CODEC, load_judge, load_world_model, newest
 from wovr.imagine.rollout import rollout
 from wovr.imagine.world import ImaginedWorld
 from wovr.kir.mine import first_frame_start
@@ -125,7 +125,7 @@ def _imagined(place: Workplace) -> Iterator[Judge]:
     config, store, run = place.experiment, place.episodes(), place.run.path
     held = held_out_names(store, config.collect.held_out, config.refine.rounds)
     model = load_world_model(newest(run, WORLD_CODEC), newest(run, DIT), place.dist.device)
-    reward = load_reward(newest(run, REWARD), place.dist.device)
+    reward = load_judge(config.reward.judge, newest(run, REWARD), newest(run, DIT), place.dist.device)
     world = ImaginedWorld(model, reward, config.simulator.horizon)
     names = [name for purpose in held.values() for name in purpose]
     starts, keys = [], []

@@ -30,15 +30,16 @@ from wovr.episodes.video import FrameMemory
 from wovr.episodes.windows import WindowConfig
 from wovr.flow.schedule import FlowConfig
 from wovr.kir.mine import MineConfig
-from wovr.metrics.i3d import MIN_FRAMES
-from wovr.metrics.perceptual import PerceptualMetric
 from wovr.policy.files import PolicyConfig
 from wovr.policy.small import SmallVLAConfig
+from wovr.reward.base import Judge
 from wovr.reward.calibrate import CalibrationConfig
 from wovr.reward.classifier import RewardClassifierConfig
+from wovr.reward.joint import RewardHeadConfig
 from wovr.reward.labels import LabelConfig
 from wovr.reward.near import NearSuccessConfig
 from wovr.stages.data import training_data
+from wovr.stages.eval_config import ActionFollowingConfig, ClosedLoopConfig, EvalConfig, WorldModelEvalConfig
 from wovr.stages.latents import WorldLossConfig
 from wovr.stages.rl_config import RefineConfig, RLConfig
 
@@ -127,11 +128,15 @@ class CodecStageConfig(Config):
 
 
 class RewardStageConfig(Config):
-    """The success classifier."""
+    """The success classifier, and who judges imagination."""
 
+    judge: Judge = "classifier"
+    """`classifier` or, where `world_model.reward_head` is trained, `joint`: that head. The classifier is trained either
+    way: keyframes are mined and the world model is validated with it."""
     model: RewardClassifierConfig = RewardClassifierConfig()
     labels: LabelConfig = LabelConfig()
     calibration: CalibrationConfig = CalibrationConfig()
+    """Of the classifier, and of the reward head."""
     train: TrainConfig = TrainConfig(steps=600, batch_size=128, lr=1e-3, warmup_steps=30, schedule="cosine")
 
 
@@ -181,6 +186,9 @@ class WorldStageConfig(WorldTrainingConfig):
     scratch."""
     dit: DiTConfig = DiTConfig()
     """Of a network from scratch or of Wan's or WoVR's weights; wovr's own files bring theirs."""
+    reward_head: RewardHeadConfig | None = None
+    """A reward head that is trained with the network (`wovr.reward.joint`), `{}` for the defaults; none trains on the
+    flow loss alone. It begins from scratch, whatever the pretrained network is."""
 
 
 class DecoderStageConfig(Config):
@@ -190,71 +198,6 @@ class DecoderStageConfig(Config):
     """Share of latents of true frames among them."""
     train: TrainConfig | None = None
     """None keeps the codec as it is (the paper)."""
-
-
-class EvalConfig(Config):
-    """True success of a policy."""
-
-    initial_states: int = Field(50, ge=1)
-    """Fixed initial states per task, the same for every policy: comparisons are paired."""
-    repeats: int = Field(2, ge=1)
-    """Episodes per initial state, each with its own seed."""
-    temperature: float = Field(1.0, gt=0)
-    greedy: bool = False
-    """Take the likeliest tokens. Sampling is what RL improves and what the reference evaluates."""
-
-
-class WorldModelEvalConfig(Config):
-    """Imagined videos beside the true ones, by rollout horizon (Tables 1 and 4): always PSNR, SSIM and FPS.
-
-    It may change in a run folder: nothing that is trained depends on it.
-    """
-
-    horizons: tuple[int, ...] = Field((128, 256, 512), min_length=1)
-    """Env steps, multiples of the chunk length. Those that no held-out episode reaches are left out."""
-    trajectories: int = Field(200, ge=1)
-    """Held-out episodes of each purpose, at most: 200 in Table 1, 24 in Table 4."""
-    batch_size: int = Field(16, ge=1)
-    """Rollouts side by side; FPS and memory depend on it, the measures do not."""
-    metrics: tuple[PerceptualMetric, ...] = ()
-    """Measures that need published networks: lpips, fid, fvd, flolpips (`wovr.metrics.published` names their files)."""
-    weights: Path | None = None
-    """Folder of these files; none takes it from the environment's WOVR_METRIC_WEIGHTS."""
-
-    @model_validator(mode="after")
-    def _horizons_fit(self) -> Self:
-        if sorted(set(self.horizons)) != list(self.horizons) or self.horizons[0] < 1:
-            raise ValueError("horizons: expected positive numbers, each above the one before")
-        if "fvd" in self.metrics and self.horizons[0] < MIN_FRAMES:
-            raise ValueError(f"fvd: expected horizons of {MIN_FRAMES} steps or more")
-        return self
-
-
-class ActionFollowingConfig(Config):
-    """Held-out episodes under recorded actions and under changed ones (`wovr.stages.action_following`).
-
-    It may change in a run folder: nothing that is trained depends on it.
-    """
-
-    trajectories: int = Field(60, ge=1)
-    """Held-out episodes of each purpose, at most; each is imagined 4 + action dims times."""
-    steps: int = Field(16, ge=1)
-    """Env steps, a multiple of the chunk length. Few: error grows with depth, and late errors are no longer the
-    actions'. Shorter episodes are left out."""
-
-
-class ClosedLoopConfig(Config):
-    """Every policy of a run in imagination and in truth (`wovr.stages.closed_loop`).
-
-    It may change in a run folder: nothing that is trained depends on it.
-    """
-
-    first_frames: int = Field(100, ge=1)
-    """Rollouts of each policy from initial states, in either world."""
-    keyframes: int = Field(50, ge=0)
-    """Rollouts from keyframes."""
-    policies: int = Field(12, ge=1)
-    """At most so many of those that were kept, evenly spaced."""
 
 
 class Experiment(Config):
@@ -290,6 +233,14 @@ class Experiment(Config):
         if self.policy.views == 2 and isinstance(self.simulator, TabletopConfig):
             raise ValueError("policy.views: expected 1, since the tabletop has no camera at the hand")
         return self
+
+    @field_validator("world_model")
+    @classmethod
+    def _judge_is_trained(cls, world_model: WorldStageConfig, info: ValidationInfo) -> WorldStageConfig:
+        reward: RewardStageConfig | None = info.data.get("reward")
+        if reward is not None and reward.judge == "joint" and world_model.reward_head is None:
+            raise ValueError("expected a reward_head, for example {}, with `reward.judge=joint`")
+        return world_model
 
     @field_validator("decoder")
     @classmethod

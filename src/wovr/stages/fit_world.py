@@ -22,6 +22,8 @@ from wovr.stages.latents import LatentEpisodes, OwnMemory, WorldBatches, check_f
 
 Validation = Callable[[nn.Module], dict[str, float]]
 """What `wovr.core.train.fit` calls; `agreement` is its score."""
+Calibration = Callable[[ActionDiT], dict[str, float]]
+"""Sets the threshold of a network's reward head, and says how it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class WorldTraining:
     """Of the written weights; none keeps the trained ones."""
     weight_E: NDArray[np.float64] | None = None
     """How many times likelier windows of each of the E episodes are drawn; none draws them alike."""
+    calibrate: Calibration | None = None
+    """Called before a network with a reward head is written."""
 
     def run(self, dit: ActionDiT, path: Path, validate: Validation | None = None) -> dict[str, float]:
         """Train `dit` in all phases, write it to `path` and return its last validation.
@@ -108,6 +112,7 @@ class WorldTraining:
             seed=self.seed,
             own=memory,
             weight_E=self.weight_E,
+            labels=dit.reward_head is not None,
         )
         result = fit(
             dit,
@@ -123,6 +128,7 @@ class WorldTraining:
         )
         assert isinstance(result.model, ActionDiT)
         network = result.model if self.precision is None else for_inference(result.model, self.precision)
+        calibrated = self.calibrate(network) if self.calibrate and network.reward_head is not None else {}
         self.dist.on_main(lambda: save_dit(path, network, config.context, config.flow))
         result.clean()
-        return result.validation
+        return result.validation | calibrated

@@ -21,7 +21,7 @@ from wovr.core.errors import UserError
 from wovr.core.types import StartState
 from wovr.envs.base import Simulator
 from wovr.envs.chunked import ChunkedSimulator
-from wovr.imagine.load import BANK, DIT, REWARD, WORLD_CODEC, load_reward, load_world_model
+from wovr.imagine.load import BANK, DIT, REWARD, WORLD_CODEC, load_judge, load_world_model
 from wovr.imagine.rollout import RolloutBatch, rollout
 from wovr.imagine.world import ImaginedWorld
 from wovr.kir.bank import KeyframeBank
@@ -48,7 +48,8 @@ class Imagination:
         """From the files below `folder`."""
         config, device = place.experiment, place.dist.device
         model = load_world_model(folder / WORLD_CODEC, folder / DIT, device, config.rl.precision)
-        world = ImaginedWorld(model, load_reward(folder / REWARD, device), config.simulator.horizon)
+        reward = load_judge(config.reward.judge, folder / REWARD, folder / DIT, device)
+        world = ImaginedWorld(model, reward, config.simulator.horizon)
         return cls(place, world, KeyframeBank.load(folder / BANK))
 
     @property

@@ -22,7 +22,7 @@ from wovr.core.checkpoint import write_json
 from wovr.core.errors import UserError
 from wovr.core.seed import stream
 from wovr.core.types import Episode
-from wovr.imagine.load import DIT, REWARD, WORLD_CODEC, load_reward, load_world_model, newest
+from wovr.imagine.load import DIT, REWARD, WORLD_CODEC, load_judge, load_world_model, newest
 from wovr.imagine.world_model import WorldModel
 from wovr.kir.mine import FIRST_FRAME
 from wovr.metrics.hallucination import HallucinationReport, measure_hallucination
@@ -102,7 +102,7 @@ def run(place: Workplace) -> dict[str, Any]:
     with place.log.progress("hallucination", len(worlds) * sum(map(len, held.values()))) as bar:
         for world, folder in worlds.items():
             model = load_world_model(folder / WORLD_CODEC, folder / DIT, place.dist.device)
-            reward = load_reward(folder / REWARD, place.dist.device)
+            reward = load_judge(place.experiment.reward.judge, folder / REWARD, folder / DIT, place.dist.device)
             examples: dict[str, list[Replay]] = {outcome: [] for outcome in OUTCOMES}  # those of the newest world stay
             found[world] = {}
             for purpose, episodes in held.items():

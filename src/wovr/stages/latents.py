@@ -29,6 +29,7 @@ from wovr.core.dist import Dist
 from wovr.core.errors import UserError
 from wovr.core.log import RunLog
 from wovr.core.seed import normal, stream
+from wovr.core.text import word_ids
 from wovr.core.types import Episode, no_motion
 from wovr.core.weights import LossFn
 from wovr.dit.context import FRAMES_PER_LATENT, ContextConfig, Layout, layout, memory_sigmas, noised_window
@@ -37,6 +38,7 @@ from wovr.episodes.windows import WindowConfig, WindowIndex, memory_indices
 from wovr.flow.loss import velocity_loss
 from wovr.flow.schedule import FlowConfig, train_sigmas, train_weights
 from wovr.imagine.load import StoredCodec
+from wovr.reward.joint import RewardHead, balance, head_loss, sight
 from wovr.stages.latent_cache import LatentCache
 
 
@@ -107,6 +109,8 @@ class LatentEpisodes:
         produced = [row for episode in episodes for row in (rest_1A, episode.actions_TA)]
         self.produced_NA = torch.from_numpy(np.concatenate(produced))
         """The action that produced each frame."""
+        self.success_N = np.concatenate([row for episode in episodes for row in ([False], episode.success_T)])
+        """Whether each frame succeeds."""
 
     def _encode(
         self, cache: LatentCache, episodes: Sequence[Episode], log: RunLog
@@ -138,6 +142,11 @@ class LatentEpisodes:
             latents_BLChw = torch.cat([latents_BLChw[:, :anchor], memory_B1Chw, latents_BLChw[:, anchor:]], dim=1)
         return latents_BLChw.float(), actions_BTA
 
+    def success(self, episode_B: NDArray[np.int64], t_B: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each new frame of these windows succeeds, (B, `horizon`)."""
+        new_BF = memory_indices(t_B + self.horizon, self.horizon)
+        return self.success_N[self.start_E[episode_B][:, None] + new_BF]
+
 
 @dataclass(frozen=True, slots=True)
 class OwnMemory:
@@ -159,8 +168,8 @@ class OwnMemory:
 class WorldBatches:
     """Batches for `world_loss`; `at(step)` is a pure function of the step.
 
-    `layout` is that of the windows, packed or not; `weight_E` as in `WindowIndex`. Raises UserError where no episode is
-    as long as their new frames.
+    `layout` is that of the windows, packed or not; `weight_E` as in `WindowIndex`; `labels` are for a reward head.
+    Raises UserError where no episode is as long as their new frames.
     """
 
     def __init__(
@@ -174,6 +183,7 @@ class WorldBatches:
         seed: int,
         own: OwnMemory | None = None,
         weight_E: NDArray[np.float64] | None = None,
+        labels: bool = False,
     ) -> None:
         assert data.horizon == FRAMES_PER_LATENT * layout.new
         self.data, self.batch_size, self.seed = data, batch_size, seed
@@ -183,6 +193,7 @@ class WorldBatches:
         )
         self.layout, self.own = layout, own
         self.own_p_M = None if own is None else self._probabilities(own.place_M)
+        self.success_share = self._success_share() if labels else None
 
     def at(self, step: int) -> dict[str, Tensor]:
         """Clean latents, actions and all randomness of one step."""
@@ -194,6 +205,8 @@ class WorldBatches:
             latents_BLChw, actions_BTA = self.data.windows(*place_B)
         else:
             latents_BLChw, actions_BTA = self._with_own_memories(self.own, rng, *place_B)
+        # After own memories have taken the first rows' places.
+        labels = {} if self.success_share is None else self._labels(self.success_share, *place_B)
         noise_shape = (self.batch_size, self.noise_frames, *latents_BLChw.shape[2:])
         return {
             "latents_BLChw": latents_BLChw,
@@ -201,7 +214,30 @@ class WorldBatches:
             "noise_BFChw": normal(noise_shape, self.seed, f"{phase}-train-noise", step, number),
             "uniform_BK": torch.from_numpy(rng.random((self.batch_size, self.layout.chunks), dtype=np.float32)),
             "memory_uniform_B": torch.from_numpy(rng.random(self.batch_size, dtype=np.float32)),
+            **labels,
         }
+
+    def _labels(self, share: float, episode_B: NDArray[np.int64], t_B: NDArray[np.int64]) -> dict[str, Tensor]:
+        """For the reward head. The weights of a frame depend on its label alone, and not on the batch."""
+        labels_BT = torch.from_numpy(self.data.success(episode_B, t_B)).float()
+        return {
+            "labels_BT": labels_BT,
+            "balance_BT": balance(labels_BT, share),
+            "instruction_BL": word_ids([self.data.episodes[e].instruction for e in episode_B]),
+        }
+
+    def _success_share(self) -> float:
+        """Of the new frames of all windows, as often as they are drawn. UserError where one class is missing."""
+        index, config = self.index, self.index.config
+        later_W, first_W = (
+            self.data.success(index.episode_W, t_W).mean(1) for t_W in (index.t_W, np.zeros_like(index.t_W))
+        )
+        moved = config.cold_start + config.static
+        share = float(np.average((1 - moved) * later_W + config.cold_start * first_W, weights=index.weight_W))
+        if not 0 < share < 1:
+            found = "no frame with success" if share == 0 else "no frame without"
+            raise UserError(f"world_model.reward_head: expected windows with and without success, found {found}")
+        return share
 
     def _with_own_memories(
         self, own: OwnMemory, rng: np.random.Generator, episode_B: NDArray[np.int64], t_B: NDArray[np.int64]
@@ -227,7 +263,8 @@ class WorldBatches:
 def world_loss(context: ContextConfig, flow: FlowConfig, layout: Layout, weights: WorldLossConfig) -> LossFn:
     """The rectified-flow loss per sample (B,) on the new latents of `WorldBatches`, whose `layout` it takes.
 
-    A sample's loss is the mean over all copies and chunks of its window.
+    A sample's loss is the mean over all copies and chunks of its window. A network with a reward head adds the head's
+    loss, by its weight.
     """
     chunk = layout.new // layout.chunks
 
@@ -243,7 +280,9 @@ def world_loss(context: ContextConfig, flow: FlowConfig, layout: Layout, weights
             sigma_RK,
             memory_sigmas(context, batch["memory_uniform_B"]).repeat_interleave(weights.copies, 0),
         )
-        velocity_RNChw = model(noised_RLChw, timesteps_RL, batch["actions_BTA"], new_only=True)
+        velocity_RNChw, features_RNhwD = model(
+            noised_RLChw, timesteps_RL, batch["actions_BTA"], new_only=True, features=True
+        )
         new_RNChw = clean_RLChw[:, layout.context :]
         memory_RNChw = clean_RLChw[:, layout.context - 1 : -1 : chunk].repeat_interleave(chunk, 1)  # of each chunk
         change_RNhw = (new_RNChw - memory_RNChw).square().mean(2).sqrt()
@@ -254,9 +293,15 @@ def world_loss(context: ContextConfig, flow: FlowConfig, layout: Layout, weights
         ]
         loss_RK = velocity_loss(*by_chunk) * train_weights(flow, sigma_RK.flatten())
         plain_R = velocity_loss(velocity_RNChw.detach(), target_RNChw)
-        return loss_RK.unflatten(0, (-1, weights.copies * layout.chunks)).mean(1), {
-            "velocity_error": plain_R.unflatten(0, (-1, weights.copies)).mean(1)
-        }
+        loss_B = loss_RK.unflatten(0, (-1, weights.copies * layout.chunks)).mean(1)
+        logs = {"velocity_error": plain_R.unflatten(0, (-1, weights.copies)).mean(1)}
+        head = model.reward_head
+        if isinstance(head, RewardHead):
+            logits_RT = head(features_RNhwD, batch["instruction_BL"].repeat_interleave(weights.copies, 0))
+            sight_RT = sight(flow, sigma_RK).repeat_interleave(FRAMES_PER_LATENT * chunk, 1)
+            reward_B, more = head_loss(logits_RT, batch["labels_BT"], batch["balance_BT"], sight_RT)
+            loss_B, logs = loss_B + head.config.weight * reward_B, logs | more
+        return loss_B, logs
 
     return loss
 

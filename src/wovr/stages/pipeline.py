@@ -87,6 +87,9 @@ STAGES: dict[str, Stage] = {
         "action_following",
         section="action_following",
     ),
+    "compare_reward": Stage(
+        "eval", "wovr.stages.compare_reward", ("decoder",), "episodes, world_model, refine", "compare_reward"
+    ),
     "report": Stage("report", "wovr.stages.report", ("sft",), "all of the above", "report"),
 }
 """In the order in which `wovr run` runs them."""

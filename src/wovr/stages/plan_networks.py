@@ -28,13 +28,14 @@ from wovr.core.footprint import Footprint, Shapes
 from wovr.core.text import MAX_WORDS
 from wovr.core.weights import LossFn
 from wovr.dit.action import positions
-from wovr.dit.context import layout, timesteps
+from wovr.dit.context import FRAMES_PER_LATENT, layout, timesteps
 from wovr.dit.model import ActionDiT, WindowCache
 from wovr.dit.rope import rotation
 from wovr.dit.weights import is_wan
 from wovr.policy.files import OPENVLA_OFT, make_policy
 from wovr.policy.small import sft_loss
 from wovr.reward.classifier import CACHED_FRAMES, RewardClassifier, reward_loss
+from wovr.reward.joint import RewardHead
 from wovr.stages.experiment import Experiment
 from wovr.stages.latents import check_fit, world_loss
 from wovr.stages.plan_codec import SAMPLE, Codec, Use, codec_use
@@ -185,6 +186,8 @@ class Networks:
         """On `meta`."""
         with torch.device("meta"):
             dit = ActionDiT(self.dit_config, self.layout)
+            head = self.experiment.world_model.reward_head
+            dit.reward_head = None if head is None else RewardHead(head, self.dit_config.width)
         dit.checkpointing = self.experiment.world_model.checkpointing
         return dit
 
@@ -223,6 +226,10 @@ class Networks:
         zeros = torch.zeros
         match name:
             case "world_model":
+                frames_BT = zeros(B, FRAMES_PER_LATENT * self.window.new)
+                labels = {"labels_BT": frames_BT, "balance_BT": frames_BT} | {
+                    "instruction_BL": zeros(B, MAX_WORDS, dtype=torch.int64)
+                }
                 noises = self.window.context + self.experiment.world_model.loss.copies * self.window.new
                 return {
                     "latents_BLChw": self._latents(B, self.window.frames),
@@ -230,7 +237,7 @@ class Networks:
                     "noise_BFChw": self._latents(B, noises),
                     "uniform_BK": zeros(B, self.window.chunks),
                     "memory_uniform_B": zeros(B),
-                }
+                } | (labels if self.experiment.world_model.reward_head else {})
             case "codec" | "decoder":
                 latents = {"codec": "noise_BChw", "decoder": "latents_BChw"}[name]
                 frames_BFHWC = zeros(B, GROUP, *self.image, 3, dtype=torch.uint8)

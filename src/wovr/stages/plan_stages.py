@@ -73,6 +73,9 @@ class Stages(Counts):
         replays = worlds * kinds * min(following.trajectories, held // kinds) * variants
         imagined, host = replays * following.steps / self.chunk_length, self._read(self._frames(self._replayed()))
         yield StagePlan("action_following", {}, [self._imagine("replay", imagined, self._replayed(), host=host)], 0)
+        judges = 2 if config.world_model.reward_head else 1
+        chunks, host = judges * worlds * held * self.chunks, self._read(self._frames(held))
+        yield StagePlan("compare_reward", {}, [self._imagine("replay", chunks, self._replayed(), host=host)], 0)
 
     def _sft(self, settings: TrainConfig | None) -> StagePlan:
         if settings is None:  # published weights, in bf16

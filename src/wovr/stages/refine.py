@@ -97,7 +97,7 @@ def _refine_models(place: Workplace, number: int, before: Path, folder: Path) ->
         weight_E, near = near_weights(place, "world_model", train, folder / REWARD)
         dit, _, _ = load_dit(before / DIT)
         own = config.world_model.own_memory
-        summary["world_model"] = near | world_training(place, train, codec, weight_E).phase(
+        summary["world_model"] = near | world_training(place, train, codec, held, weight_E).phase(
             dit,
             _gentler(config.world_model.train, config.refine.world_steps, rate),
             folder / DIT,

@@ -22,6 +22,7 @@ from wovr.core.checkpoint import load_tensors, save_tensors
 from wovr.core.errors import UserError
 from wovr.core.types import Actions, Episode, Frames
 from wovr.envs.chunked import TrajectoryKey
+from wovr.imagine.true_frames import judge_true
 from wovr.imagine.world import ImaginedWorld
 from wovr.imagine.world_model import WorldModel
 from wovr.kir.mine import FIRST_FRAME, start_state
@@ -141,8 +142,7 @@ def _replay_batch(world: ImaginedWorld, cuts: Sequence[_Cut]) -> Iterator[Replay
 def _compare(cut: _Cut, imagined_THWC: Frames, probability_T: NDArray[np.float32], world: ImaginedWorld) -> Replay:
     stop = cut.step + cut.steps
     true_THWC = cut.episode.frames_THWC[cut.step : stop + 1]
-    after_THWC = torch.from_numpy(true_THWC[1:]).to(world.model.device)
-    true_T = world.reward.probability(after_THWC, [cut.episode.instruction] * cut.steps)
+    true_T = judge_true(world.model, world.reward, cut.episode, cut.name, cut.step, cut.steps, seed=cut.key.seed)
     return Replay(
         episode=cut.name,
         step=cut.step,
@@ -152,7 +152,7 @@ def _compare(cut: _Cut, imagined_THWC: Frames, probability_T: NDArray[np.float32
         probability_T=probability_T,
         imagined_first=int(first_success(probability_T[None], world.threshold, world.hold)[0]),
         true_first=int(first_success(cut.episode.success_T[None, cut.step : stop], threshold=0.5)[0]),
-        true_probability_T=true_T.cpu().numpy(),
+        true_probability_T=true_T,
     )
 
 

@@ -31,6 +31,8 @@ from wovr.stages import (
     action_following,
     action_following_table,
     closed_loop,
+    compare_reward,
+    compare_reward_table,
     hallucination,
     hallucination_table,
     world_model_eval,
@@ -66,6 +68,7 @@ def run(place: Workplace) -> dict[str, Any]:
     closed = _json(folder.path / closed_loop.SUMMARY)
     videos = _json(folder.path / world_model_eval.SUMMARY)
     following = _json(folder.path / action_following.SUMMARY)
+    judged = _json(folder.path / compare_reward.SUMMARY)
     replays = _replays(folder.path)
     summary = {
         "success": {
@@ -78,6 +81,7 @@ def run(place: Workplace) -> dict[str, Any]:
         "closed_loop": closed,
         "world_model": videos,
         "action_following": following,
+        "compare_reward": judged,
     }
     text = _template().render(
         name=folder.path.resolve().name,
@@ -93,6 +97,7 @@ def run(place: Workplace) -> dict[str, Any]:
         closed_plots=hallucination_table.closed_plots(closed),
         videos=_videos(videos),
         following=_following(following),
+        judges=_judges(judged),
         replays=[_shown(replay) for replay in replays],
         keyframes=_keyframes(folder.path),
         config=yaml.safe_dump(folder.config, sort_keys=False),
@@ -232,6 +237,18 @@ def _following(measured: Mapping[str, Any]) -> dict[str, list[Any]] | None:
         intervals(values, title=title, x="growth of the error") for title, values in table.points(measured).items()
     ]
     return {"verdicts": table.verdicts(measured), "plots": plots, "details": table.details(measured)}
+
+
+def _judges(measured: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Calibration curves, rows and a note about the reward models; none where nothing could be measured."""
+    table = compare_reward_table
+    if not table.details(measured):
+        return None
+    plots = [
+        lines(series, title=title, x="success probability, %", y="true successes, %", percent=True)
+        for title, series in table.curves(measured).items()
+    ]
+    return {"plots": plots, "rows": table.details(measured), "note": table.NOTE}
 
 
 def _replays(run: Path) -> list[Replay]:

@@ -21,7 +21,7 @@ from wovr.core.config import Config
 from wovr.core.errors import UserError
 from wovr.core.hardware import processor
 from wovr.core.run import RunFolder
-from wovr.stages import action_following, closed_loop, hallucination, world_model_eval
+from wovr.stages import action_following, closed_loop, compare_reward, hallucination, world_model_eval
 from wovr.stages.experiment import Experiment
 from wovr.stages.fork import PARTS, agreeing, fork
 from wovr.stages.pipeline import duration, load_experiment, open_workplace, run_stage, stages_of
@@ -30,12 +30,13 @@ TRUNK = "trunk"
 """Folder of what the cells of one seed share; it never goes beyond `wovr.stages.fork.PARTS`."""
 POLICY = ("rl", "refine", "eval", "hallucination", "closed_loop")
 """Stages of a cell that trains a policy, beside those that can be shared."""
-WORLD_MEASURES = ("hallucination", "world_model_eval", "action_following")
+WORLD_MEASURES = ("hallucination", "world_model_eval", "action_following", "compare_reward")
 SUMMARIES = {
     "hallucination": hallucination.SUMMARY,
     "closed_loop": closed_loop.SUMMARY,
     "world_model": world_model_eval.SUMMARY,
     "action_following": action_following.SUMMARY,
+    "compare_reward": compare_reward.SUMMARY,
 }
 """What a cell's file holds of the run's own summaries, by name."""
 BUDGET = ("demonstrations", "collect", "online", "refine-")

@@ -20,6 +20,8 @@ from wovr.dit.weights import is_wan, load_wan
 from wovr.imagine.load import CODEC, DIT, REWARD, StoredCodec, load_dit, load_reward
 from wovr.imagine.world_model import WorldModel, served
 from wovr.reward.classifier import RewardClassifier
+from wovr.reward.joint import RewardHead
+from wovr.stages.calibrate_head import calibrate_head
 from wovr.stages.experiment import Workplace
 from wovr.stages.fit_world import Validation, WorldTraining
 from wovr.stages.hallucination import BATCH, replay_agreement
@@ -38,13 +40,18 @@ def run(place: Workplace) -> dict[str, Any]:
     dit = backbone(place)
     judge = validator(place, codec, load_reward(place.run.path / REWARD, place.dist.device), held)
     weight_E, near = near_weights(place, "world_model", train, place.run.path / REWARD)
-    return world_training(place, train, codec, weight_E).run(dit, path, judge) | near
+    return world_training(place, train, codec, held, weight_E).run(dit, path, judge) | near
 
 
 def world_training(
-    place: Workplace, episodes: list[Episode], codec: StoredCodec, weight_E: NDArray[np.float64] | None
+    place: Workplace,
+    episodes: list[Episode],
+    codec: StoredCodec,
+    held: list[tuple[str, Episode]],
+    weight_E: NDArray[np.float64] | None,
 ) -> WorldTraining:
-    """The training of the run's world model on these episodes, so weighted; refinement uses it too."""
+    """The training of the run's world model on these episodes, so weighted; refinement uses it too. A reward head is
+    calibrated on those that are held out."""
     settings = place.experiment.world_model
     data = LatentEpisodes(
         episodes,
@@ -55,14 +62,30 @@ def world_training(
         folder=place.run.folder("latents"),
         dist=place.dist,
     )
-    return WorldTraining(settings, codec, data, place.experiment.seed, place.dist, place.log, weight_E=weight_E)
+    return WorldTraining(
+        settings,
+        codec,
+        data,
+        place.experiment.seed,
+        place.dist,
+        place.log,
+        weight_E=weight_E,
+        calibrate=lambda dit: calibrate_head(place, dit, codec, held),
+    )
 
 
 def backbone(place: Workplace) -> ActionDiT:
-    """The network before training. What pretraining cost in true rollouts, by the weights' card, goes to the ledger.
+    """The network before training, with a new reward head where one is asked for. What pretraining cost in true
+    rollouts, by the weights' card, goes to the ledger.
 
     A pretrained network may have had another context, or have an action channel that `dit` switches off.
     """
+    dit, head = _network(place), place.experiment.world_model.reward_head
+    dit.reward_head = None if head is None else RewardHead(head, dit.config.width)
+    return dit
+
+
+def _network(place: Workplace) -> ActionDiT:
     settings = place.experiment.world_model
     window = layout(settings.context, place.experiment.policy.chunk_length)
     if settings.pretrained is None:

@@ -156,8 +156,8 @@ def imagine(
         draws = [normal(shape, seed, "world-noise", ROLLOUT, first + i, t // H) for i in running]
         noise_BLChw = torch.stack(draws).to(model.device)
         began = time.perf_counter()
-        _, frames_BHHWC, state = model.step(state, actions_BHA, noise_BLChw)
-        frames_BHHWC = frames_BHHWC.cpu()  # waits for the GPU
+        _, seen, state = model.step(state, actions_BHA, noise_BLChw)
+        frames_BHHWC = seen.frames_BTHWC.cpu()  # waits for the GPU
         speed.add(H * len(running), time.perf_counter() - began)
         for i, frames_HHWC in zip(running, frames_BHHWC, strict=True):
             frames[i].append(frames_HHWC)
