@@ -30,9 +30,10 @@ format: .venv/installed ## Mend what can be mended without a person.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-pretrained: .venv/installed ## Make data/pretrained anew, in about 70 minutes on two cores.
+pretrained: .venv/installed ## Make data/pretrained anew, in about two hours on two cores.
 	$(BIN)/wovr pretrain configs/pretrain.yaml --out build/pretrain
-	cp build/pretrain/*.safetensors build/pretrain/card.json data/pretrained
+	$(BIN)/wovr pretrain configs/pretrain_more.yaml --out build/pretrain_more
+	cp build/pretrain_more/*.safetensors build/pretrain_more/card.json data/pretrained
 
 clean: ## Remove .venv and caches; runs/ stays.
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

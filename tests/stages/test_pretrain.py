@@ -71,6 +71,22 @@ def test_a_stop_in_any_phase_changes_nothing(
     assert all(torch.equal(again[name], value) for name, value in once.items())
 
 
+def test_training_goes_on_from_an_earlier_one(first: Path, tmp_path: Path) -> None:
+    """With memories of its own alone; the card says what was before."""
+    pretrain(tmp_path, pretrained=first, seed=1)
+    assert (tmp_path / "codec.safetensors").read_bytes() == (first / "codec.safetensors").read_bytes()
+    more, before = (load_file(folder / "dit.safetensors") for folder in (tmp_path, first))
+    changes = [float((more[name].float() - value.float()).abs().max()) for name, value in before.items()]
+    assert 0 < max(changes) < 0.05  # two steps away, and not begun anew
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card["before"]["seed"] == 0 and card["config"]["seed"] == 1
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == ["codec.safetensors", "dit.safetensors"]
+    with pytest.raises(UserError, match="nowhere"):
+        pretrain(tmp_path / "new", pretrained=tmp_path / "nowhere")
+    with pytest.raises(ValidationError, match="pretrained: expected own_memory settings"):
+        pretrain(tmp_path / "new", pretrained=first, own_memory=None)
+
+
 def test_without_actions_all_play_looks_alike_to_the_action_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,11 @@ Calibration = Callable[[ActionDiT], dict[str, float]]
 """Sets the threshold of a network's reward head, and says how it does."""
 
 
+def part_name(number: int) -> str:
+    """File of the network before so many rounds with memories of its own, while they go on."""
+    return f"dit.{number}.safetensors"
+
+
 @dataclass(frozen=True, slots=True)
 class WorldTraining:
     """One way to fit networks to one set of episodes: pretraining, training and refinement differ in both."""
@@ -51,7 +56,7 @@ class WorldTraining:
         settings, own = self.config.train, self.config.own_memory
         if own is None:
             return self.phase(dit, settings, path, validate)
-        parts = [path.with_name(f"dit.{number}.safetensors") for number in range(own.rounds)]
+        parts = [path.with_name(part_name(number)) for number in range(own.rounds)]
         done = max((number for number, part in enumerate(parts) if part.is_file()), default=-1)
         if done < 0:
             asked = settings.validate_every or settings.patience

@@ -7,7 +7,6 @@ fork takes over the stages before the first setting that differs, and shares the
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from wovr.core.checkpoint import read_json, write_json, write_text
+from wovr.core.checkpoint import link_file, read_json, write_json, write_text
 from wovr.core.log import append_record, read_records
 from wovr.core.run import EPISODES, MANIFEST, RunFolder
 from wovr.episodes.store import EpisodeStore
@@ -95,9 +94,4 @@ def _link(source: Path, target: Path) -> None:
     """A file or a folder of files; nothing where there is none."""
     files = [source] if source.is_file() else [file for file in source.rglob("*") if file.is_file()]
     for file in files:
-        copy = target / file.relative_to(source)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(file, copy)
-        except OSError:  # another disk, or one without links
-            shutil.copy2(file, copy)
+        link_file(target / file.relative_to(source), file)

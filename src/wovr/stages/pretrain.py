@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from wovr.codec.conv import ConvCodec, ConvCodecConfig
 from wovr.codec.conv_training import CodecDataConfig
-from wovr.core.checkpoint import write_json
+from wovr.core.checkpoint import link_file, read_header, read_json, write_json
 from wovr.core.dist import Dist
 from wovr.core.log import RunLog
 from wovr.core.seed import seed_everything
@@ -26,7 +26,7 @@ from wovr.dit.model import ActionDiT, DiTConfig
 from wovr.imagine.load import StoredCodec, save_codec
 from wovr.imagine.world_model import for_inference
 from wovr.stages.experiment import WorldTrainingConfig
-from wovr.stages.fit_world import WorldTraining
+from wovr.stages.fit_world import WorldTraining, part_name
 from wovr.stages.latents import LatentEpisodes, check_fit
 from wovr.stages.play import play_episodes
 from wovr.stages.train_codec import fit_codec
@@ -36,6 +36,9 @@ class PretrainConfig(WorldTrainingConfig):
     """What the backbone is and what it is trained on."""
 
     seed: int = 0
+    pretrained: Path | None = None
+    """Folder of an earlier pretraining to go on from: its codec is taken, and its network trains on with `own_memory`
+    alone."""
     episodes: int = Field(4000, ge=1)
     """Episodes of play."""
     steps: int = Field(48, ge=8)
@@ -51,6 +54,12 @@ class PretrainConfig(WorldTrainingConfig):
     train: TrainConfig = TrainConfig(
         steps=20000, batch_size=32, lr=5e-4, warmup_steps=500, schedule="cosine", ema_decay=0.9995
     )
+
+    @model_validator(mode="after")
+    def _there_is_more_to_do(self) -> Self:
+        if self.pretrained is not None and self.own_memory is None:
+            raise ValueError("pretrained: expected own_memory settings, with which training goes on, found none")
+        return self
 
     @model_validator(mode="after")
     def _episodes_hold_a_clip(self) -> Self:
@@ -72,6 +81,8 @@ def run(config: PretrainConfig, folder: Path, log: RunLog, dist: Dist) -> None:
     dit = ActionDiT(config.dit, layout(config.context, CHUNK))
     check_fit(dit, config.codec.channels, config.loss)
     folder.mkdir(parents=True, exist_ok=True)
+    if config.pretrained is not None:
+        _take_over(config.pretrained, folder)
     episodes = play_episodes(config.episodes, config.steps, seed=config.seed, log=log)
     if not config.actions:
         still_TA = np.tile(no_motion(config.dit.action_dim), (config.steps, 1))
@@ -96,6 +107,14 @@ def run(config: PretrainConfig, folder: Path, log: RunLog, dist: Dist) -> None:
     write_json(folder / "card.json", _card(config, [codec_path, dit_path]))
 
 
+def _take_over(pretrained: Path, folder: Path) -> None:
+    """The codec, and the network as one that has trained on true memories. UserError where one is missing."""
+    for name, taken in (("codec.safetensors", "codec.safetensors"), ("dit.safetensors", part_name(0))):
+        read_header(pretrained / name)
+        if not (folder / taken).is_file() and not (folder / "dit.safetensors").is_file():
+            link_file(folder / taken, pretrained / name)
+
+
 def _card(config: PretrainConfig, files: list[Path]) -> dict[str, object]:
     return {
         "command": "make pretrained",
@@ -103,6 +122,7 @@ def _card(config: PretrainConfig, files: list[Path]) -> dict[str, object]:
         "data": f"{config.episodes} episodes of {config.steps} steps of undirected play in the tabletop simulator, "
         f"{'with' if config.actions else 'without'} actions; other layouts than the suite's, blocks and plates in "
         "colours that the suite's do not have, no instructions, no success labels",
+        **({"before": read_json(config.pretrained / "card.json")["config"]} if config.pretrained else {}),
         "true_rollouts": {"episodes": config.episodes, "steps": config.episodes * config.steps},
         "config": config.model_dump(mode="json"),
         "sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
