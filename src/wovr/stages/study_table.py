@@ -45,7 +45,8 @@ def write_tables(config: StudyConfig, results: Path, document: Path) -> None:
         table = policy_table(config, cells, titles) if measure == {"policy"} else world_table(config, cells, titles)
         text = _between(text, [mark.format(name=name) for mark in MARKS], table)
     write_text(document, text)
-    write_text(document.parent / "images" / "study.svg", standalone(success_plot(config, cells)))
+    if policies(config, cells):
+        write_text(document.parent / "images" / "study.svg", standalone(success_plot(config, cells)))
 
 
 def _between(text: str, marks: list[str], content: str) -> str:
@@ -90,6 +91,8 @@ def world_table(config: StudyConfig, cells: Cells, titles: Mapping[str, str]) ->
     plain = cells[config.plain]
     for name, title in {config.plain: config.cells[config.plain].title, **titles}.items():
         of = cells[name]
+        if not of:
+            continue
         pairs = [
             (cell, other) for cell in of for other in plain if other["seed"] == cell["seed"] and name != config.plain
         ]
