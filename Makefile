@@ -30,7 +30,7 @@ format: .venv/installed ## Mend what can be mended without a person.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-pretrained: .venv/installed ## Make data/pretrained anew, in about two hours on two cores.
+pretrained: .venv/installed ## Make data/pretrained anew, in about 90 minutes on two cores.
 	$(BIN)/wovr pretrain configs/pretrain.yaml --out build/pretrain
 	$(BIN)/wovr pretrain configs/pretrain_more.yaml --out build/pretrain_more
 	cp build/pretrain_more/*.safetensors build/pretrain_more/card.json data/pretrained
