@@ -99,7 +99,7 @@ def export(
 
     Of a world model the names of the tensors are those of Wan2.2 plus `action_mlp1` and `action_mlp2`, in bf16. The
     same file serves as `world_model.pretrained`, with the network's sizes and switches in `world_model.dit`; other
-    programs know a network without `action_positions`, `action_sums` and `causal_context` only.
+    programs know a network of residual actions without `action_positions`, `action_sums` and `causal_context` only.
 
     A policy is written as OpenVLA-OFT's are, its adapters merged, and serves as `policy.pretrained`.
     """

@@ -1,6 +1,7 @@
 """The bank on disk."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,11 +29,22 @@ def test_round_trip(bank, tmp_path):
     loaded = KeyframeBank.load(tmp_path / "bank.safetensors")
     assert len(loaded) == len(bank) == 4
     for old, new in zip(bank, loaded, strict=True):
-        for field in ("reference_HWC", "memory_MHWC", "memory_actions_MA"):
+        for field in ("reference_HWC", "memory_MHWC", "memory_actions_MA", "moved_A"):
             np.testing.assert_array_equal(getattr(old, field), getattr(new, field))
             assert getattr(old, field).dtype == getattr(new, field).dtype
         for field in ("instruction", "task_id", "episode", "step", "reason", "init_id"):
             assert getattr(old, field) == getattr(new, field)
+
+
+def test_sums_of_motions_are_stored_where_all_starts_have_them(bank, tmp_path):
+    mixed = KeyframeBank([*bank.first_frames, *(replace(start, moved_A=None) for start in bank.keyframes)])
+    for number, starts in enumerate((mixed, mixed.keyframes)):
+        path = tmp_path / f"{number}.safetensors"
+        starts.save(path)
+        assert set(load_tensors(path)[0]) == {"reference_NHWC", "memory_NMHWC", "memory_actions_NMA"}
+        loaded = KeyframeBank.load(path)
+        assert [start.moved_A for start in loaded] == [None] * len(starts)
+        np.testing.assert_array_equal(loaded[0].memory_actions_MA, starts[0].memory_actions_MA)
 
 
 def test_selection(bank):
@@ -58,6 +70,10 @@ def damaged(path, bank, change):
         (lambda tensors, facts: tensors.pop("memory_NMHWC"), "'memory_NMHWC'"),
         (lambda tensors, facts: tensors.update(reference_NHWC=tensors["reference_NHWC"][:2]), "4 entries"),
         (lambda tensors, facts: tensors.update(memory_actions_NMA=torch.zeros(4, 4)), "memory_actions_NMA"),
+        (
+            lambda tensors, facts: tensors.update(moved_NA=torch.zeros(3, 3)),
+            "moved_NA: expected 2 dimensions, 4 entries",
+        ),
         (lambda tensors, facts: facts.pop("reason"), "of one length"),
         (lambda tensors, facts: facts["step"].pop(), "of one length"),
         (lambda tensors, facts: facts.update(step=["7"] * 4), "of one length"),

@@ -81,6 +81,7 @@ def test_memory_is_the_last_frames_and_the_actions_that_produced_them(make_episo
     expected = np.stack([episode.actions_TA[i - 1] if i > 0 else no_motion(3) for i in frames])
     np.testing.assert_array_equal(start.memory_actions_MA, expected)
     assert (start.step, start.init_id, start.instruction) == (step, 3, "task 0")
+    assert start.moved_A.tolist() == [sum(range(step)), 0, 0] and start.moved_A.dtype == np.float32
 
 
 def test_first_frame_start(make_episode):

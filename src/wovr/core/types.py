@@ -130,3 +130,6 @@ class StartState:
     """`first_frame`, or why it was mined: `gripper`, `success_peak`."""
     init_id: int = -1
     """Initial state of that episode, -1 where unknown."""
+    moved_A: Actions | None = None
+    """Sum of all motions from o_0 to the current frame, 0 for the gripper; none where unknown. World models that are
+    told absolute actions need it."""

@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, field_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from wovr.core.config import Config
 from wovr.flow import path
@@ -29,6 +29,8 @@ from wovr.flow.schedule import TIMESTEPS
 
 FRAMES_PER_LATENT = 4
 """Temporal factor of every codec here (Wan's)."""
+ABSOLUTE_SCALE = 1 / 8
+"""Of absolute actions: a chunk of whole motions counts 1."""
 
 
 class ContextConfig(Config):
@@ -44,6 +46,11 @@ class ContextConfig(Config):
     [0, noise_sigma] (the paper says that noise is drawn)."""
     noise_sigma: float = Field(0.2083, ge=0, le=1)
     """The fixed sigma, or the largest drawn one. The published trainer's value."""
+    actions: Literal["residual", "absolute"] = "residual"
+    """How the network is told what produced a frame: by that motion (the paper), or by where the hand has been told to
+    be since o_0, the sum of all motions so far over 8 (EVAC's choice); the gripper's command is the same in both. Sums
+    differ from true poses where the workspace's border stopped a motion, and those of rotations stand for a pose while
+    rotations are small alone. `dit.action_sums` must be off with it."""
 
     @field_validator("memory_frames")
     @classmethod
@@ -122,6 +129,18 @@ def layout(config: ContextConfig, chunk_length: int) -> Layout:
     new = chunk_length // FRAMES_PER_LATENT
     memory = (1,) if config.memory_frames == 1 else (FRAMES_PER_LATENT,) * (config.memory_frames // FRAMES_PER_LATENT)
     return Layout((1,) * config.reference + memory + (FRAMES_PER_LATENT,) * new, new)
+
+
+def moved(actions_BTA: Tensor) -> Tensor:
+    """The sum of the motions (B, A); the last entry, which is the gripper's and no motion, is 0."""
+    return nn.functional.pad(actions_BTA[..., :-1].sum(1), (0, 1))
+
+
+def absolute(actions_BTA: Tensor, moved_BA: Tensor) -> Tensor:
+    """Absolute actions (B, T, A) of neighbouring frames, from the actions that produced them and the sum of all motions
+    before."""
+    sums_BTA = ABSOLUTE_SCALE * (moved_BA[:, None] + actions_BTA.cumsum(1, dtype=torch.float64))
+    return torch.cat((sums_BTA[..., :-1].to(actions_BTA.dtype), actions_BTA[..., -1:]), dim=-1)
 
 
 def memory_sigmas(config: ContextConfig, uniform_B: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ PATCH = 2
 """A token is a patch of 1 x 2 x 2 latent cells."""
 TIME_FEATURES = 256
 """Width of the timestep's sinusoids."""
+ACTION_PARTS = ("adaln", "cross_attention", "action_sums")
+"""Switches of a `DiTConfig` that a training may turn off in a pretrained network."""
 
 
 class DiTConfig(Config):
@@ -72,6 +74,10 @@ class DiTConfig(Config):
         if self.width % (2 * self.heads):
             raise ValueError(f"width {self.width} must be a multiple of twice the heads, {2 * self.heads}")
         return self
+
+    def reduced(self, asked: DiTConfig) -> DiTConfig:
+        """This network without what `asked` switches off of ACTION_PARTS."""
+        return self.model_copy(update={part: getattr(self, part) and getattr(asked, part) for part in ACTION_PARTS})
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ length, M memory frames, T actions of a window (1 + M + H), A action dims; image
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -28,7 +28,7 @@ from wovr.codec.base import Codec, DecoderState
 from wovr.core.dist import Precision, precision
 from wovr.core.errors import UserError
 from wovr.core.types import StartState, no_motion
-from wovr.dit.context import FRAMES_PER_LATENT, ContextConfig, layout, timesteps
+from wovr.dit.context import FRAMES_PER_LATENT, ContextConfig, absolute, layout, moved, timesteps
 from wovr.dit.model import ActionDiT
 from wovr.envs.chunked import Rows
 from wovr.flow import path
@@ -62,6 +62,8 @@ class ImaginedState:
     memory_BLChw: Tensor
     memory_actions_BMA: Tensor
     """The actions that produced the memory frames."""
+    moved_BA: Tensor | None
+    """Sum of all motions from o_0 to the current frame; none where the network is told residual actions."""
     decoder: DecoderState | None
     """After the memory latents; none where frames are not asked for."""
 
@@ -75,16 +77,18 @@ class ImaginedState:
             self.reference_BLChw[index],
             self.memory_BLChw[index],
             self.memory_actions_BMA[index],
+            None if self.moved_BA is None else self.moved_BA[index],
             None if self.decoder is None else tuple(kept[index] for kept in self.decoder),
         )
 
     def join(self, other: ImaginedState) -> ImaginedState:
         """These trajectories and, after them, those of `other`."""
-        assert (self.decoder is None) == (other.decoder is None)
+        assert (self.decoder is None) == (other.decoder is None) and (self.moved_BA is None) == (other.moved_BA is None)
         return ImaginedState(
             torch.cat([self.reference_BLChw, other.reference_BLChw]),
             torch.cat([self.memory_BLChw, other.memory_BLChw]),
             torch.cat([self.memory_actions_BMA, other.memory_actions_BMA]),
+            None if self.moved_BA is None or other.moved_BA is None else torch.cat([self.moved_BA, other.moved_BA]),
             None
             if self.decoder is None or other.decoder is None
             else tuple(map(torch.cat, zip(self.decoder, other.decoder, strict=True))),
@@ -109,7 +113,7 @@ class WorldModel:
         """Encode start states. A start that several trajectories share, as a GRPO group does, is encoded once.
 
         Without `frames` the decoder is left out, and the state is for `imagine` and `advance` alone. Raises UserError
-        where memory or actions do not fit the model.
+        where memory or actions do not fit the model, or their sum is asked for and not known.
         """
         unique = {id(start): start for start in starts}
         rank = {key: row for row, key in enumerate(unique)}
@@ -121,7 +125,13 @@ class WorldModel:
         actions_UMA = torch.from_numpy(np.stack([start.memory_actions_MA for start in unique.values()]))
         anchors = int(self.context.reference)
         decoder = self.codec.start(stream_ULChw) if frames or self.context.memory_frames == 1 else None
-        state = ImaginedState(latents_ULChw[:, :anchors], latents_ULChw[:, 1:], actions_UMA.to(self.device), decoder)
+        state = ImaginedState(
+            latents_ULChw[:, :anchors],
+            latents_ULChw[:, 1:],
+            actions_UMA.to(self.device),
+            self._moved(unique.values()),
+            decoder,
+        )
         return state.select([rank[id(start)] for start in starts])
 
     @torch.no_grad()
@@ -204,7 +214,8 @@ class WorldModel:
         else:
             latents = state.memory_BLChw.shape[1]
             memory_BLChw = torch.cat([state.memory_BLChw, new_BLChw], dim=1)[:, -latents:]
-        return ImaginedState(state.reference_BLChw, memory_BLChw, actions_BMA, decoder)
+        moved_BA = None if state.moved_BA is None else state.moved_BA + moved(actions_BHA)
+        return ImaginedState(state.reference_BLChw, memory_BLChw, actions_BMA, moved_BA, decoder)
 
     def _encode(self, frames_UTHWC: Tensor) -> tuple[Tensor, Tensor]:
         """Latents of [reference, memory] as the network sees them, and those that the decoder's stream starts with."""
@@ -226,10 +237,19 @@ class WorldModel:
         return (self.layout.new, *state.memory_BLChw.shape[2:])
 
     def _window_actions(self, state: ImaginedState, actions_BHA: Tensor) -> Tensor:
-        """The action that produced each frame of the window, (B, T, A)."""
+        """The action that produced each frame of the window, as the network is told it, (B, T, A)."""
         still_A = torch.from_numpy(no_motion(self.action_dim)).to(actions_BHA)
         anchors = int(self.context.reference)
-        return torch.cat([still_A.expand(len(state), anchors, -1), state.memory_actions_BMA, actions_BHA], dim=1)
+        actions_BTA = torch.cat([state.memory_actions_BMA, actions_BHA], dim=1)
+        if state.moved_BA is not None:
+            actions_BTA = absolute(actions_BTA, state.moved_BA - moved(state.memory_actions_BMA))
+        return torch.cat([still_A.expand(len(state), anchors, -1), actions_BTA], dim=1)
+
+    def _moved(self, starts: Iterable[StartState]) -> Tensor | None:
+        if self.context.actions == "residual":
+            return None
+        known = [start.moved_A for start in starts if start.moved_A is not None]
+        return torch.from_numpy(np.stack(known)).to(self.device)
 
     def _check(self, start: StartState) -> None:
         expected = (self.context.memory_frames, self.action_dim)
@@ -238,4 +258,9 @@ class WorldModel:
                 f"start state at step {start.step} of episode {start.episode}: expected {expected[0]} memory frames "
                 f"with {expected[1]} action dims, found {len(start.memory_MHWC)} frames and actions of shape "
                 f"{start.memory_actions_MA.shape}"
+            )
+        if self.context.actions == "absolute" and start.moved_A is None:
+            raise UserError(
+                f"start state at step {start.step} of episode {start.episode}: expected the sum of its motions, which "
+                "absolute actions need, found none; keyframes of older runs and published ones have none"
             )

@@ -24,6 +24,8 @@ ARRAYS = {
     "memory_NMHWC": ("memory_MHWC", torch.uint8, 5),
     "memory_actions_NMA": ("memory_actions_MA", torch.float32, 3),
 }
+MOVED = {"moved_NA": ("moved_A", torch.float32, 2)}
+"""As ARRAYS; stored where all starts have it."""
 FACTS = {"instruction": str, "task_id": int, "episode": str, "step": int, "reason": str, "init_id": int}
 """Fields of StartState that are stored as JSON in the header, in order."""
 
@@ -66,9 +68,10 @@ class KeyframeBank:
     def save(self, path: Path) -> None:
         """Write one file. At least one start; all of one image, memory and action size."""
         assert self.starts, "an empty bank has no sizes to store"
+        known = all(start.moved_A is not None for start in self.starts)
         tensors = {
             name: torch.from_numpy(np.stack([getattr(start, attribute) for start in self.starts]))
-            for name, (attribute, _, _) in ARRAYS.items()
+            for name, (attribute, _, _) in (ARRAYS | (MOVED if known else {})).items()
         }
         facts = {name: [getattr(start, name) for start in self.starts] for name in FACTS}
         save_tensors(path, tensors, starts=json.dumps(facts))
@@ -81,14 +84,15 @@ class KeyframeBank:
             raise UserError(f"{path}: expected a keyframe bank, found no 'starts' in its header")
         facts = _facts(path, metadata["starts"])
         n = len(facts["step"])
-        for name, (_, dtype, ndim) in ARRAYS.items():
+        stored = ARRAYS | {name: kind for name, kind in MOVED.items() if name in tensors}
+        for name, (_, dtype, ndim) in stored.items():
             tensor = tensors.get(name)
             if tensor is None:
                 raise UserError(f"{path}: expected tensor '{name}' of a keyframe bank, found none")
             if tensor.dtype != dtype or tensor.ndim != ndim or len(tensor) != n:
                 expected = f"{ndim} dimensions, {n} entries of {dtype}"
                 raise UserError(f"{path}: {name}: expected {expected}, found {tuple(tensor.shape)} of {tensor.dtype}")
-        arrays = {attribute: tensors[name].numpy() for name, (attribute, _, _) in ARRAYS.items()}
+        arrays = {attribute: tensors[name].numpy() for name, (attribute, _, _) in stored.items()}
         return cls(StartState(**{key: values[i] for key, values in (arrays | facts).items()}) for i in range(n))
 
 

@@ -90,7 +90,8 @@ def first_frame_start(episode: Episode, name: str, memory_frames: int) -> StartS
 
 
 def start_state(episode: Episode, name: str, step: int, reason: str, memory_frames: int) -> StartState:
-    """Cut the state at frame `step` out of an episode: reference o_0, the last M frames and what produced them."""
+    """Cut the state at frame `step` out of an episode: reference o_0, the last M frames, what produced them and
+    the sum of all motions so far."""
     # The bank outlives the episode: copies, or each would keep all frames alive.
     return StartState(
         reference_HWC=episode.frames_THWC[0].copy(),
@@ -102,7 +103,14 @@ def start_state(episode: Episode, name: str, step: int, reason: str, memory_fram
         step=step,
         reason=reason,
         init_id=episode.init_id,
+        moved_A=_moved(episode.actions_TA[:step]),
     )
+
+
+def _moved(actions_TA: Actions) -> Actions:
+    moved_A = actions_TA.sum(axis=0, dtype=np.float64).astype(np.float32)
+    moved_A[-1] = 0  # the gripper's command is no motion
+    return moved_A
 
 
 def gripper_toggles(actions_TA: Actions) -> NDArray[np.int64]:

@@ -185,7 +185,8 @@ class WorldStageConfig(WorldTrainingConfig):
     """ActionDiT to start from, or Wan2.2's or WoVR's weights (a safetensors file or a folder of them); none trains from
     scratch."""
     dit: DiTConfig = DiTConfig()
-    """Of a network from scratch or of Wan's or WoVR's weights; wovr's own files bring theirs."""
+    """Of a network from scratch or of Wan's or WoVR's weights; wovr's own files bring theirs, less an action channel or
+    sums that are off here."""
     reward_head: RewardHeadConfig | None = None
     """A reward head that is trained with the network (`wovr.reward.joint`), `{}` for the defaults; none trains on the
     flow loss alone. It begins from scratch, whatever the pretrained network is."""

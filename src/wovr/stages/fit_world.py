@@ -95,7 +95,7 @@ class WorldTraining:
         `own` is the share of windows whose memory `dit`, as it comes, imagined itself, in the round of that `number`.
         """
         config = self.config
-        check_fit(dit, self.codec.channels, config.loss)
+        check_fit(dit, self.codec.channels, config.loss, config.context)
         window = dit.layout.packed(config.loss.chunks)
         dit.checkpointing = config.checkpointing
         if config.compile:

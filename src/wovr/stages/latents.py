@@ -32,7 +32,15 @@ from wovr.core.seed import normal, stream
 from wovr.core.text import word_ids
 from wovr.core.types import Episode, no_motion
 from wovr.core.weights import LossFn
-from wovr.dit.context import FRAMES_PER_LATENT, ContextConfig, Layout, layout, memory_sigmas, noised_window
+from wovr.dit.context import (
+    FRAMES_PER_LATENT,
+    ContextConfig,
+    Layout,
+    absolute,
+    layout,
+    memory_sigmas,
+    noised_window,
+)
 from wovr.dit.model import ActionDiT
 from wovr.episodes.windows import WindowConfig, WindowIndex, memory_indices
 from wovr.flow.loss import velocity_loss
@@ -60,14 +68,17 @@ class WorldLossConfig(Config):
     some of these be nearly clean, as all are at inference."""
 
 
-def check_fit(dit: ActionDiT, channels: int, loss: WorldLossConfig) -> None:
-    """UserError where the network does not fit the codec's latent channels or the number of noised copies."""
+def check_fit(dit: ActionDiT, channels: int, loss: WorldLossConfig, context: ContextConfig) -> None:
+    """UserError where the network does not fit the codec's latent channels, the number of noised copies or absolute
+    actions."""
     if dit.config.channels != channels:
         raise UserError(
             f"world model: expected {channels} latent channels as the codec has, found {dit.config.channels}"
         )
     if loss.copies > 1 and not dit.config.causal_context:
         raise UserError(f"world model: expected loss.copies=1 without a causal context, found {loss.copies}")
+    if context.actions == "absolute" and dit.config.action_sums:
+        raise UserError("world model: expected dit.action_sums=false with absolute actions, which are sums, found true")
 
 
 class LatentEpisodes:
@@ -108,7 +119,11 @@ class LatentEpisodes:
         rest_1A = no_motion(episodes[0].actions_TA.shape[1])[None]
         produced = [row for episode in episodes for row in (rest_1A, episode.actions_TA)]
         self.produced_NA = torch.from_numpy(np.concatenate(produced))
-        """The action that produced each frame."""
+        """The action that produced each frame, as the network is told it."""
+        if context.actions == "absolute":
+            parts = self.produced_NA.split([len(episode) + 1 for episode in episodes])
+            at_rest_1A = self.produced_NA.new_zeros(1, self.produced_NA.shape[1])
+            self.produced_NA = torch.cat([absolute(part_TA[None], at_rest_1A)[0] for part_TA in parts])
         self.success_N = np.concatenate([row for episode in episodes for row in ([False], episode.success_T)])
         """Whether each frame succeeds."""
 

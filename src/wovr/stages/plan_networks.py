@@ -70,7 +70,8 @@ class Networks:
         self.adapted = getattr(experiment.policy, "lora", None) is not None
         """Whether adapters of the policy are trained, and not its weights."""
         self.layout = layout(experiment.world_model.context, experiment.policy.chunk_length)
-        self.dit_config = _config(experiment.world_model.pretrained, experiment.world_model.dit)
+        asked = experiment.world_model.dit
+        self.dit_config = _config(experiment.world_model.pretrained, asked).reduced(asked)
         self.window = self.layout.packed(experiment.world_model.loss.chunks)
         """Of training; `layout` is that of inference."""
         self._found: dict[tuple[Any, ...], Any] = {}
@@ -151,8 +152,8 @@ class Networks:
 
     def check(self, codec: Codec) -> None:
         """UserError where the world model does not fit this codec or its loss."""
-        loss = self.experiment.world_model.loss
-        self._once(("check", codec.channels), lambda: check_fit(self.dit(), codec.channels, loss))
+        loss, context = self.experiment.world_model.loss, self.experiment.world_model.context
+        self._once(("check", codec.channels), lambda: check_fit(self.dit(), codec.channels, loss, context))
 
     def _chunk(self, B: int, bf16: bool) -> Use:
         dtype, dit = torch.bfloat16 if bf16 else torch.float32, self.dit().eval()

@@ -79,7 +79,7 @@ def run(config: PretrainConfig, folder: Path, log: RunLog, dist: Dist) -> None:
     """
     seed_everything(config.seed + 1)
     dit = ActionDiT(config.dit, layout(config.context, CHUNK))
-    check_fit(dit, config.codec.channels, config.loss)
+    check_fit(dit, config.codec.channels, config.loss, config.context)
     folder.mkdir(parents=True, exist_ok=True)
     if config.pretrained is not None:
         _take_over(config.pretrained, folder)

@@ -15,7 +15,7 @@ from wovr.core.checkpoint import read_json
 from wovr.core.seed import seed_everything, stream
 from wovr.core.types import Episode
 from wovr.dit.context import layout
-from wovr.dit.model import ActionDiT
+from wovr.dit.model import ACTION_PARTS, ActionDiT
 from wovr.dit.weights import is_wan, load_wan
 from wovr.imagine.load import CODEC, DIT, REWARD, StoredCodec, load_dit, load_reward
 from wovr.imagine.world_model import WorldModel, served
@@ -78,7 +78,7 @@ def backbone(place: Workplace) -> ActionDiT:
     """The network before training, with a new reward head where one is asked for. What pretraining cost in true
     rollouts, by the weights' card, goes to the ledger.
 
-    A pretrained network may have had another context, or have an action channel that `dit` switches off.
+    A pretrained network may have had another context, or have an action channel or sums that `dit` switches off.
     """
     dit, head = _network(place), place.experiment.world_model.reward_head
     dit.reward_head = None if head is None else RewardHead(head, dit.config.width)
@@ -93,23 +93,30 @@ def _network(place: Workplace) -> ActionDiT:
     if is_wan(settings.pretrained):
         return load_wan(settings.pretrained, settings.dit, window)
     dit, context, _ = load_dit(settings.pretrained)
-    channels = {
-        name: getattr(settings.dit, name) and getattr(dit.config, name) for name in ("adaln", "cross_attention")
-    }
-    config = dit.config.model_copy(update=channels)
-    if dit.layout != window or config != dit.config:
+    config = dit.config.reduced(settings.dit)
+    if dit.layout != window or config != dit.config or context.actions != settings.context.actions:
+        had = ", ".join(f"{part}={getattr(dit.config, part)}" for part in ACTION_PARTS)
+        pretrained, dit = dit, ActionDiT(config, window)
+        fresh = _take_over(dit, pretrained)
         place.log.info(
             f"world model: {settings.pretrained} was trained with memory_frames={context.memory_frames}, "
-            f"reference={context.reference}, adaln={dit.config.adaln}, cross_attention={dit.config.cross_attention}: "
-            "what fits of it is where training begins"
+            f"reference={context.reference}, actions={context.actions}, {had}: what fits of it is where training "
+            f"begins; from scratch: {', '.join(fresh) or 'nothing'}"
         )
-        weights, dit = dit.state_dict(), ActionDiT(config, window)
-        dit.load_state_dict({name: weights[name] for name in dit.state_dict()})
     card = settings.pretrained.parent / "card.json"
     spent = read_json(card).get("true_rollouts") if card.is_file() else None
     if spent:
         place.run.add_rollouts("pretraining", **spent, stage="world_model", key="pretraining")
     return dit
+
+
+def _take_over(dit: ActionDiT, pretrained: ActionDiT) -> list[str]:
+    """Load the layers that are the same in both; returns the others' names, which stay as they are."""
+    weights, mine = pretrained.state_dict(), dit.state_dict()
+    fresh = {name.rpartition(".")[0] for name, value in mine.items() if weights[name].shape != value.shape}
+    kept = {name: mine[name] if name.rpartition(".")[0] in fresh else weights[name] for name in mine}
+    dit.load_state_dict(kept)
+    return sorted(fresh)
 
 
 def validator(
