@@ -1,6 +1,7 @@
 """The order of stages, with stages that only note that they ran."""
 
 import json
+import re
 import sys
 import types
 from collections.abc import Iterator
@@ -90,7 +91,7 @@ def test_done_stages_survive_the_process(ran: list[str], tmp_path: Path, capsys:
         ) as place:
             run_stage(place, "a")
     assert ran == ["a"]
-    assert "a: done 0 s ago, skipped" in capsys.readouterr().err
+    assert re.search(r"a: done \d+ s ago, skipped", capsys.readouterr().err)
 
 
 def test_what_must_come_first_is_named(ran: list[str], place: Workplace) -> None:

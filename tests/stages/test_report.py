@@ -4,6 +4,7 @@ import json
 import re
 from contextlib import contextmanager
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from wovr.kir.bank import KeyframeBank
 from wovr.metrics.action_following import measure_action_following, variant_names
 from wovr.metrics.reward_quality import measure_reward
 from wovr.metrics.success import Rate
-from wovr.stages import action_following, compare_reward, curves, hallucination, report, world_model_eval
+from wovr.stages import action_following, closed_loop, compare_reward, curves, hallucination, report, world_model_eval
 from wovr.stages.evaluate import TRUE
 from wovr.stages.experiment import CodecStageConfig, Experiment, Workplace
 from wovr.stages.pictures import animation, strip
@@ -80,6 +81,25 @@ def write_hallucination(run):
     save_replays(run / hallucination.EXAMPLES, replays)
 
 
+def write_closed_loop(run):
+    """Three policies, imagined as they are."""
+
+    def acted(successes):
+        first_N = np.where(np.arange(8) < successes, 3, STEPS)
+        return SimpleNamespace(
+            lost_N=np.zeros(8, bool),
+            success_step_N=first_N,
+            success_N=first_N < STEPS,
+            chunk_mask_NC=np.ones((8, STEPS // 8), bool),
+        )
+
+    batches = [acted(successes) for successes in (2, 4, 7)]
+    found = closed_loop.compare(["base", "rl-1", "imagination"], batches, batches, STEPS, seed=0)
+    write_json(
+        run / closed_loop.SUMMARY, {"policies": list(found["by_policy"]), "worlds": {"base": {"keyframe": found}}}
+    )
+
+
 def write_videos(run):
     row = {"n": 9, "psnr": {"mean": 21.234, "ci95": [20.0, 22.5]}, "ssim": {"mean": 0.5, "ci95": [0.4, 0.6]}}
     measured = {
@@ -130,6 +150,7 @@ def full(tmp_path_factory):
         write_evaluation(run.path, "pace", [1, 1, 1, 1, 1, 1])
         write_metrics(run.path)
         write_hallucination(run.path)
+        write_closed_loop(run.path)
         write_videos(run.path)
         write_following(run.path)
         write_judges(run.path)
@@ -174,6 +195,7 @@ def test_the_page_needs_nothing_else(full):
     assert text.count("data:image/webp;base64,") == 3
     assert text.count("data:image/png;base64,") == 1, "one keyframe, no first frame"
     assert "Not there yet" not in text
+    assert "1.00 (1.00 to 1.00)" in text and "rl-1" in text
     assert "600" in text and "fitted" in text and "NaN" not in text
 
 
