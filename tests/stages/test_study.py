@@ -88,7 +88,8 @@ def test_a_fork_is_the_run_that_it_stands_for(done: Path, tmp_path: Path) -> Non
         alone, forked = (load_file(run / path) for run in (tmp_path / "alone", done / "runs" / "seed0" / "no_kir"))
         assert all(torch.equal(alone[name], value) for name, value in forked.items())
     ledgers = [RunFolder.read(run).ledger() for run in (tmp_path / "alone", done / "runs" / "seed0" / "no_kir")]
-    assert budget(ledgers[0]) == budget(ledgers[1]) == 8 + 16 + 8
+    for policy, spent in {"base": 8, "imagination": 8 + 16, "pace": 8 + 16 + 8}.items():
+        assert budget(ledgers[0], policy) == budget(ledgers[1], policy) == spent
     lines = [line["stage"] for line in read_records(done / "runs" / "seed0" / "no_kir" / "metrics.jsonl")]
     assert lines.count("codec") == 1
 

@@ -24,7 +24,7 @@ from wovr.core.run import RunFolder
 from wovr.stages import action_following, closed_loop, compare_reward, hallucination, world_model_eval
 from wovr.stages.experiment import Experiment
 from wovr.stages.fork import PARTS, agreeing, fork
-from wovr.stages.pipeline import duration, load_experiment, open_workplace, run_stage, stages_of
+from wovr.stages.pipeline import load_experiment, open_workplace, run_stage, stages_of
 
 TRUNK = "trunk"
 """Folder of what the cells of one seed share; it never goes beyond `wovr.stages.fork.PARTS`."""
@@ -39,8 +39,12 @@ SUMMARIES = {
     "compare_reward": compare_reward.SUMMARY,
 }
 """What a cell's file holds of the run's own summaries, by name."""
-BUDGET = ("demonstrations", "collect", "online", "refine-")
-"""Purposes, or their beginnings, of the true rollouts that a method spends on learning. Evaluation is not one, and
+BUDGET = {
+    "base": ("demonstrations",),
+    "imagination": ("demonstrations", "collect", "online"),
+    "pace": ("demonstrations", "collect", "online", "refine-"),
+}
+"""By policy, purposes or their beginnings of the true rollouts that it has learned from. Evaluation is not one, and
 play behind a pretrained start is stated apart."""
 
 
@@ -168,11 +172,6 @@ def _success(found: dict[str, Any]) -> dict[str, Any]:
     return {**found["success"], "outcomes": "".join(str(int(one["success"])) for one in episodes)}
 
 
-def budget(ledger: dict[str, dict[str, int]]) -> int:
-    """True rollouts that a cell learned from."""
-    return sum(total["episodes"] for purpose, total in ledger.items() if purpose.startswith(BUDGET))
-
-
-def done_in(found: dict[str, Any]) -> str:
-    """Time of a cell, for people."""
-    return duration(sum(found["seconds"].values()))
+def budget(ledger: dict[str, dict[str, int]], policy: str) -> int:
+    """True rollouts that a policy of a cell has learned from."""
+    return sum(total["episodes"] for purpose, total in ledger.items() if purpose.startswith(BUDGET[policy]))

@@ -79,7 +79,7 @@ def policy_table(config: StudyConfig, cells: Cells, titles: Mapping[str, str]) -
             continue
         outcomes = np.concatenate([_outcomes(cell, policy) for cell in of])
         seeds = " / ".join(f"{100 * cell['success'][policy]['rate']:.1f}" for cell in of)
-        spent = sorted({budget(cell["ledger"]) for cell in of})
+        spent = sorted({budget(cell["ledger"], policy) for cell in of})
         difference = "" if (of, policy) == (plain, last_policy(plain[0])) else _paired(of, policy, plain)
         rows.append([title, _rate(Rate.of(outcomes)), seeds, difference, ", ".join(map(str, spent))])
     return _markdown(rows)
