@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -37,81 +39,74 @@ def print_result(run: RunFolder) -> None:
 
 def print_hallucination(run: RunFolder) -> None:
     """The table of `hallucination` and `closed_loop`, where they have been measured."""
-    from wovr.core.checkpoint import read_json
     from wovr.stages import closed_loop, hallucination
     from wovr.stages.hallucination_table import HEADER, NOTE, rows
 
-    found = [
-        read_json(run.path / summary) if (run.path / summary).is_file() else {}
-        for summary in (hallucination.SUMMARY, closed_loop.SUMMARY)
-    ]
-    if not any(found):
-        return
-    table = Table(title="Hallucination: imagined beside true success", box=SIMPLE_HEAD, padding=0, show_edge=False)
-    for number, column in enumerate(HEADER):
-        table.add_column(column, justify="left" if number < 3 else "right")
-    for row in rows(*found):
-        table.add_row(*row)
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(NOTE, soft_wrap=True)
+    found = [_read(run, summary) for summary in (hallucination.SUMMARY, closed_loop.SUMMARY)]
+    if any(found):
+        _print_table("Hallucination: imagined beside true success", HEADER, rows(*found), [NOTE], words=3)
 
 
 def print_world_model(run: RunFolder) -> None:
     """The table of `world_model_eval`, where it has been measured."""
-    from wovr.core.checkpoint import read_json
     from wovr.stages.world_model_eval import SUMMARY, TABLE
     from wovr.stages.world_model_table import header, notes, rows
 
-    if not (run.path / SUMMARY).is_file():
-        return
-    summary = read_json(run.path / SUMMARY)
-    # All columns side by side fill 80 characters.
-    table = Table(title="World model: imagined videos beside true ones", box=SIMPLE_HEAD, padding=0, show_edge=False)
-    for number, column in enumerate(header(summary)):
-        table.add_column(column, justify="left" if number < 2 else "right")
-    for row in rows(summary, brief=True):
-        table.add_row(*row)
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(*notes(summary)[2:], sep="\n", soft_wrap=True)
-    console.print(f"With intervals: {run.path / TABLE}", soft_wrap=True)
+    summary = _read(run, SUMMARY)
+    if summary:
+        said = [*notes(summary)[2:], f"With intervals: {run.path / TABLE}"]
+        title = "World model: imagined videos beside true ones"
+        _print_table(title, header(summary), rows(summary, brief=True), said, words=2)
 
 
 def print_actions(run: RunFolder) -> None:
     """The table of `action_following`, where it has been measured."""
-    from wovr.core.checkpoint import read_json
     from wovr.stages.action_following import SUMMARY
     from wovr.stages.action_following_table import HEADER, NOTE, rows
 
-    if not (run.path / SUMMARY).is_file():
-        return
-    table = Table(title="World model: does it follow its actions?", box=SIMPLE_HEAD, padding=0, show_edge=False)
-    for number, column in enumerate(HEADER):
-        table.add_column(column, justify="left" if number < 2 else "right")
-    for row in rows(read_json(run.path / SUMMARY)):
-        table.add_row(*row, style="" if row[HEADER.index("Follows")] == "yes" else "bold red")
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(NOTE, soft_wrap=True)
+    summary = _read(run, SUMMARY)
+    if summary:
+        found, follows = rows(summary), HEADER.index("Follows")
+        deaf = [number for number, row in enumerate(found) if row[follows] != "yes"]
+        _print_table("World model: does it follow its actions?", HEADER, found, [NOTE], words=2, red=deaf)
 
 
 def print_reward(run: RunFolder) -> None:
     """The table of `compare_reward`, where it has been measured."""
-    from wovr.core.checkpoint import read_json
     from wovr.stages.compare_reward import SUMMARY
     from wovr.stages.compare_reward_table import HEADER, NOTE, rows
 
-    if not (run.path / SUMMARY).is_file():
-        return
-    table = Table(title="Reward models: how good are they?", box=SIMPLE_HEAD, padding=0, show_edge=False)
-    for number, column in enumerate(HEADER):
-        table.add_column(column, justify="left" if number < 4 else "right")
-    for row in rows(read_json(run.path / SUMMARY)):
-        table.add_row(*row)
+    summary = _read(run, SUMMARY)
+    if summary:
+        _print_table("Reward models: how good are they?", HEADER, rows(summary), [NOTE], words=4)
+
+
+def _read(run: RunFolder, summary: Path) -> dict[str, Any]:
+    """What a stage measured; nothing where it has not."""
+    from wovr.core.checkpoint import read_json
+
+    return read_json(run.path / summary) if (run.path / summary).is_file() else {}
+
+
+def _print_table(
+    title: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    notes: Sequence[str],
+    *,
+    words: int,
+    red: Container[int] = (),
+) -> None:
+    """A table whose first `words` columns are words, and the others numbers; `red` are rows to be seen first."""
+    # All columns side by side fill 80 characters.
+    table = Table(title=title, box=SIMPLE_HEAD, padding=0, show_edge=False)
+    for number, column in enumerate(header):
+        table.add_column(column, justify="left" if number < words else "right")
+    for number, row in enumerate(rows):
+        table.add_row(*row, style="bold red" if number in red else "")
     console = Console(highlight=False)
     console.print(table)
-    console.print(NOTE, soft_wrap=True)
+    console.print(*notes, sep="\n", soft_wrap=True)
 
 
 def success_table(evaluation: dict[str, Any]) -> Table:
