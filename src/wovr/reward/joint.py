@@ -1,14 +1,13 @@
 """The joint reward head: success of every new frame, read from the ActionDiT's hidden tokens and trained with it.
 
 An idea of World-VLA-Loop. What the head finds missing in the tokens, its gradient teaches the network to put there, so
-that what is imagined and what is judged cannot drift apart; and judging costs no further pass, since the tokens are
+that it is drawn and judged by the same account of what happens; and judging costs no further pass, since the tokens are
 those of the last Euler step, from which the frames come too.
 
-Departure: that work regresses rewards with a head of its own on Cosmos-Predict 2. Here the head is told the
-instruction, which the ActionDiT is not, and success is a relation of places, so that it reads keypoints, as the
-classifier does. It trains at every sigma that the flow loss draws, most of all where the new frames can be seen: near
-sigma = 1 it could go by the actions alone, which tell when a block is let go, but hardly whether it lies where it
-should.
+The head is told the instruction, which the ActionDiT is not; and success is a relation of places, so that it reads
+keypoints, as the classifier does. It trains at every sigma that the flow loss draws, most of all where the new frames
+can be seen: near sigma = 1 it could go by the actions alone, which tell when a block is let go, but hardly whether it
+lies where it should.
 
 Legend: B batch, R noised copies of the windows of a batch, N new latent frames, h w tokens of a latent frame, D their
 width, T = 4 N new frames, L words, C channels.
@@ -45,7 +44,7 @@ class RewardHeadConfig(Config):
     """Width of the instruction's embedding."""
     hidden_width: int = Field(256, ge=1)
     """Width of the MLP after the keypoints."""
-    weight: float = Field(0.1, gt=0)
+    weight: float = Field(0.5, gt=0)
     """Of its loss beside the flow loss."""
     threshold: float = Field(0.5, gt=0, lt=1)
     """Probability from which a frame counts as success; 0.5 is Eq. 8, calibration replaces it."""
