@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from pydantic import Field
 from torch import Tensor
+
+from wovr.core.config import Config
 
 Judge = Literal["classifier", "joint"]
 """Which reward model judges imagination: `wovr.reward.classifier`, or the head of `wovr.reward.joint`."""
@@ -21,6 +24,15 @@ class Seen:
     features_BNhwD: Tensor | None
     """The ActionDiT's hidden tokens of the new latent frames at the last Euler step (`wovr.imagine.world_model`). None
     where nobody asks for them."""
+
+
+class RuleConfig(Config):
+    """When a reward model's probabilities count as success: part of its config, so that it travels with the weights."""
+
+    threshold: float = Field(0.5, gt=0, lt=1)
+    """Probability from which a frame counts as success; 0.5 is Eq. 8, calibration replaces it."""
+    hold: int = Field(1, ge=1)
+    """Consecutive frames that must pass; 1 is Eq. 8."""
 
 
 class RewardModel(Protocol):

@@ -15,16 +15,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from wovr.core.config import Config
 from wovr.core.text import TextEncoder, word_ids
 from wovr.core.vision import FilmEncoder, Keypoints
-from wovr.reward.base import Seen
+from wovr.reward.base import RuleConfig, Seen
 
 CACHED_FRAMES = 128
 """Frames judged at once on a CPU: their feature maps stay in its cache, which is three times as fast as 1,024."""
 
 
-class RewardClassifierConfig(Config):
+class RewardClassifierConfig(RuleConfig):
     """Size of the classifier and when its output counts as success."""
 
     channels: int = Field(32, ge=1)
@@ -37,10 +36,6 @@ class RewardClassifierConfig(Config):
     """Width of the instruction's embedding."""
     hidden_width: int = Field(256, ge=1)
     """Width of the MLP after the keypoints."""
-    threshold: float = Field(0.5, gt=0, lt=1)
-    """Probability from which a frame counts as success; 0.5 is Eq. 8, calibration replaces it."""
-    hold: int = Field(1, ge=1)
-    """Consecutive frames that must pass; 1 is Eq. 8."""
 
 
 class RewardClassifier(nn.Module):

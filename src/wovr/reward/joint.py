@@ -21,11 +21,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from wovr.core.config import Config
 from wovr.core.text import TextEncoder, word_ids
 from wovr.core.vision import Keypoints
 from wovr.flow.schedule import TIMESTEPS, FlowConfig, train_sigmas
-from wovr.reward.base import Seen
+from wovr.reward.base import RuleConfig, Seen
 
 FRAMES = 4
 """Frames of a latent one."""
@@ -33,7 +32,7 @@ LEAST = 0.01
 """Of the weight at sigma = 1, where (1 - sigma)^2 is nothing."""
 
 
-class RewardHeadConfig(Config):
+class RewardHeadConfig(RuleConfig):
     """Size of the head, what its loss counts, and when its output counts as success."""
 
     channels: int = Field(64, ge=1)
@@ -46,10 +45,6 @@ class RewardHeadConfig(Config):
     """Width of the MLP after the keypoints."""
     weight: float = Field(0.5, gt=0)
     """Of its loss beside the flow loss."""
-    threshold: float = Field(0.5, gt=0, lt=1)
-    """Probability from which a frame counts as success; 0.5 is Eq. 8, calibration replaces it."""
-    hold: int = Field(1, ge=1)
-    """Consecutive frames that must pass; 1 is Eq. 8."""
 
 
 class RewardHead(nn.Module):
