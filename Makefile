@@ -17,7 +17,7 @@ demo: .venv/installed ## Train a policy in imagination on two CPU cores; the rep
 study: .venv/installed ## Compare variants over seeds, a cell at a time; it goes on where it stopped. Hours.
 	$(BIN)/wovr study configs/study.yaml
 
-test: .venv/installed $(if $(ASSETS),.venv/libero) ## Run the tests, every stage at toy size included.
+test: .venv/installed .venv/chromium $(if $(ASSETS),.venv/libero) ## Run the tests, every stage at toy size included.
 	$(if $(ASSETS),WOVR_LIBERO_ASSETS='$(ASSETS)') OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 lint: .venv/installed ## Check style, types and who imports whom.
@@ -46,6 +46,13 @@ clean: ## Remove .venv and caches; runs/ stays.
 		|| { echo "expected Python with venv, found none; install it: apt install python3-venv" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Tests of pages drive the system's Chromium; without one they are skipped.
+.venv/chromium: .venv/installed
+	@command -v chromium google-chrome >/dev/null \
+		|| { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
+		|| echo "no Chromium found; tests of pages need one: apt install chromium" >&2
 	@touch $@
 
 # hf-libero without its dependencies, for a reason that pyproject.toml gives; and a GL library if there is none.
