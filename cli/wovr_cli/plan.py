@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from wovr.stages.pipeline import duration
+from wovr.core.progress import duration
 
 if TYPE_CHECKING:
     from wovr.stages.plan import Advice, Plan

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from wovr.stages.pipeline import duration
+from wovr.core.progress import duration
 
 if TYPE_CHECKING:
     from wovr.core.run import RunFolder

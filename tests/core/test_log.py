@@ -84,20 +84,6 @@ def test_plain_lines_tell_count_rate_and_values(
     assert lines[-1] == "world model 100/100  2.0/s  done in 0:30  loss 0.1235"
 
 
-def test_bars_nest_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    log = RunLog(tmp_path)
-    assert not log._plain
-    with log.progress("updates", 2) as outer:
-        for _ in range(2):
-            with log.progress("rollout", 3) as inner:
-                inner.advance(3)
-            outer.advance(1, reward=0.5)
-        assert log._bars is not None
-        assert [task.completed for task in log._bars.tasks] == [2]
-    assert log._bars is None
-
-
 def test_wandb_is_imported_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 

@@ -127,3 +127,26 @@ def test_converted_episodes_may_be_there_first(tmp_path: Path) -> None:
         assert [file.name for file in run.folder("episodes").iterdir()] == ["shard_00000.hdf5"]
     with RunFolder.open(tmp_path / "mine", CONFIG) as run:
         assert run.stage_done("sft")
+
+
+def test_how_long_stages_take_is_known_from_runs_that_differ_in_the_seed(tmp_path: Path) -> None:
+    config = {"seed": 0, "rl": {"updates": 4}}
+    for name, changes in {"a": {}, "b": {"seed": 1}, "c": {"seed": 2}, "other": {"rl": {"updates": 5}}}.items():
+        with RunFolder.open(tmp_path / name, config | changes) as run:
+            if name in ("b", "other"):
+                run.mark_done("sft", 30.0 if name == "b" else 70.0, {})
+                run.mark_done("rl", 300.0, {})
+            if name == "c":
+                run.mark_done("sft", 40.0, {})
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "manifest.json").write_text("[]")
+    found = RunFolder.read(tmp_path / "a").expected(ignore=("seed",))
+    assert found is not None
+    assert (found.seconds, found.source) == ({"sft": 30.0, "rl": 300.0}, f"as in {tmp_path}/b")
+    found = RunFolder.read(tmp_path / "c").expected(ignore=("seed",))
+    assert found is not None and found.seconds == {"sft": 40.0, "rl": 300.0}, "its own where it has some"
+    found = RunFolder.read(tmp_path / "other").expected(ignore=("seed",))
+    assert found is not None and found.source == "as before"
+    (tmp_path / "alone").mkdir()
+    with RunFolder.open(tmp_path / "alone" / "d", config) as run:
+        assert run.expected(ignore=("seed",)) is None

@@ -15,7 +15,7 @@ from wovr.core.train import TrainConfig
 from wovr.stages import pipeline
 from wovr.stages.eval_config import WorldModelEvalConfig
 from wovr.stages.experiment import CodecStageConfig, Experiment, Workplace
-from wovr.stages.pipeline import STAGES, Stage, duration, open_workplace, run_all, run_command, run_stage
+from wovr.stages.pipeline import STAGES, Stage, open_workplace, run_all, run_command, run_stage
 
 EXPERIMENT = Experiment(codec=CodecStageConfig(pretrained=None, train=TrainConfig(steps=1)))
 
@@ -142,13 +142,6 @@ def test_a_measure_with_settings_of_its_own_is_repeated_when_they_change(
     for settings in ({}, {}, {"trajectories": 3}, {"trajectories": 3}):
         look(**settings)
     assert ran == ["a", "d", "d"]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (61, "1 min"), (3599, "1 h 00 min"), (3900, "1 h 05 min")]
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_own_memories_are_groups_of_frames(toy) -> None:

@@ -24,12 +24,15 @@ from wovr.core.checkpoint import read_json, write_json, write_text
 from wovr.core.config import first_difference
 from wovr.core.errors import UserError
 from wovr.core.log import append_record, read_records
+from wovr.core.progress import Expected
 
 MANIFEST, CONFIG = "manifest.json", "config.yaml"
 FORMAT = 1
 """Layout of the folder; a folder of another number is refused."""
 EPISODES = "episodes"
 """The store of recorded episodes in it."""
+LOOKED_AT = 5
+"""Neighbours, newest first, in which to look for how long stages take."""
 
 
 class RunFolder:
@@ -108,6 +111,16 @@ class RunFolder:
         """{name: {finished, seconds, summary}} of every complete stage; `finished` is in seconds since 1970."""
         return dict(self._manifest["stages"])
 
+    def expected(self, ignore: Collection[str]) -> Expected | None:
+        """How long stages may take, None where nothing tells: what they took here, where they are repeated, and in that
+        folder beside this one which got furthest with the same config but for the keys in `ignore`."""
+        own = {name: stage["seconds"] for name, stage in self.stages().items()}
+        theirs = _seconds_beside(self.path.absolute(), _without(self.config, ignore), ignore)
+        if theirs is not None:
+            folder, seconds = theirs
+            return Expected(seconds | own, f"as in {self.path.parent / folder}")
+        return Expected(own, "as before") if own else None
+
     def mark_done(self, name: str, seconds: float, summary: Mapping[str, Any]) -> None:
         """Record a stage as complete, after its artifacts are in place. `summary` must be JSON."""
         assert self._lock is not None, "a run folder opened with `read` or `follow` is not written"
@@ -178,14 +191,33 @@ def _lock(path: Path) -> IO[str]:
 
 
 def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any], ignore: Collection[str]) -> None:
-    kept = [{key: value for key, value in config.items() if key not in ignore} for config in (old, new)]
-    difference = first_difference(*kept)
+    difference = first_difference(_without(old, ignore), _without(new, ignore))
     if difference:
         key, before, after = difference
         raise UserError(
             f"{path}: key '{key}': expected {before!r} as in the folder's config.yaml, found {after!r}; "
             "choose another folder name, or restore the value to continue this run"
         )
+
+
+def _seconds_beside(
+    run: Path, config: Mapping[str, Any], ignore: Collection[str]
+) -> tuple[str, dict[str, float]] | None:
+    """(folder, seconds by stage) of the neighbour of `run` with this config that has most stages."""
+    others = [path for path in run.parent.glob(f"*/{MANIFEST}") if path.parent.name != run.name]
+    found = []
+    for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)[:LOOKED_AT]:
+        try:
+            seconds = {name: float(stage["seconds"]) for name, stage in read_json(path)["stages"].items()}
+            if seconds and _without(read_config(path.parent), ignore) == config:
+                found.append((path.parent.name, seconds))
+        except (UserError, KeyError, TypeError, ValueError, AttributeError):
+            continue  # whatever lies there is no run of ours
+    return max(found, key=lambda one: len(one[1]), default=None)
+
+
+def _without(config: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in keys}
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -96,6 +96,12 @@ class Alarm:
             true = paired_rise(*_both(first["true"], now["true"]))
         verdict = Verdict(update, float(np.mean(now["imagined"])), imagined, true, is_exploited(imagined, true))
         self.place.log.metrics(f"{self.name}/alarm", update, verdict.metrics())
+        of = f"{self.name}, alarm"
+        self.place.log.success("imagined", of, verdict.imagined_success, step=update)
+        if not self._recordings:
+            kept = [won for won in now["true"] if won is not None]
+            if kept:
+                self.place.log.success("true", of, float(np.mean(kept)), step=update)
         if verdict.exploited:
             self.place.log.info(f"{self.name}: {verdict}")
         return verdict

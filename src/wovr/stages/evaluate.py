@@ -15,6 +15,7 @@ import numpy as np
 
 from wovr.core.checkpoint import write_json
 from wovr.core.errors import UserError
+from wovr.core.progress import World
 from wovr.core.types import SimulatorStart
 from wovr.envs.chunked import ChunkedSimulator, ChunkWorld
 from wovr.envs.recorded import RecordedConfig
@@ -63,7 +64,9 @@ def run(place: Workplace) -> dict[str, Any]:
             if same:
                 summary[f"{name}_is"] = same
             write_json(place.run.folder("eval") / f"{name}.json", found)
-            summary[name] = found["success"]
+            summary[name] = rate = found["success"]
+            world: World = "imagined" if recorded else "true"
+            place.log.success(world, f"{name}, eval", rate["rate"], step=rate["n"], ci95=rate["ci95"])
             difference = paired(measured["base"], measured[name])
             if name != "base" and difference:
                 summary[f"{name}_minus_base"] = {"difference": difference.difference, "ci95": list(difference.ci95)}

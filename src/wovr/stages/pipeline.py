@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wovr.core.errors import UserError
+from wovr.core.progress import duration
 
 if TYPE_CHECKING:
     from wovr.core.dist import Dist
@@ -251,7 +252,7 @@ def run_stage(place: Workplace, name: str) -> None:
         )
     section = _section(place, name)
     if name != "report" and _up_to_date(done, name, section):
-        place.log.info(f"{name}: done {duration(time.time() - done[name]['finished'])} ago, skipped")
+        place.log.passed(name, f"done {duration(time.time() - done[name]['finished'])} ago, skipped", done=True)
         return
     if STAGES[name].shared:
         _work(place, name, section)
@@ -264,34 +265,28 @@ def run_stage(place: Workplace, name: str) -> None:
 
 def _work(place: Workplace, name: str, section: Mapping[str, Any]) -> None:
     began = time.monotonic()
-    summary = importlib.import_module(STAGES[name].module).run(place)
-    seconds = time.monotonic() - began
-    if place.dist.is_main:
-        place.run.mark_done(name, seconds, summary | ({"settings": section} if section else {}))
-    place.log.info(f"{name}: done in {duration(seconds)}")
-
-
-def duration(seconds: float) -> str:
-    """For people: `40 s`, `12 min`, `1 h 05 min`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    with place.log.stage(name):
+        summary = importlib.import_module(STAGES[name].module).run(place)
+        if place.dist.is_main:
+            seconds = time.monotonic() - began
+            place.run.mark_done(name, seconds, summary | ({"settings": section} if section else {}))
 
 
 def _run_stages(place: Workplace, names: list[str]) -> None:
     """One after the other, until the alarm of RL says stop."""
-    for name in names:
-        missing = _missing(place, name)
-        if missing and name != names[0]:
-            place.log.info(f"{name}: left out, it needs `wovr {STAGES[missing].command} CONFIG` first")
-        else:
-            before = place.run.stages().get(name)
-            run_stage(place, name)
-            after = place.run.stages()[name]
-            if after != before and after["summary"].get("alarm", {}).get("action") == "stop":
-                place.log.info(f"{name}: stopped by its alarm; the same command goes on after it")
-                return
+    with place.log.stages(names, place.run.expected(ignore=("seed", "frame_memory"))):
+        for name in names:
+            missing = _missing(place, name)
+            if missing and name != names[0]:
+                needed = f"left out, it needs `wovr {STAGES[missing].command} CONFIG` first"
+                place.log.passed(name, needed, done=False)
+            else:
+                before = place.run.stages().get(name)
+                run_stage(place, name)
+                after = place.run.stages()[name]
+                if after != before and after["summary"].get("alarm", {}).get("action") == "stop":
+                    place.log.info(f"{name}: stopped by its alarm; the same command goes on after it")
+                    return
 
 
 def _missing(place: Workplace, name: str) -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from wovr.core.dist import Dist
+from wovr.core.progress import World
 from wovr.core.train import Trainer
 from wovr.policy.base import Policy
 from wovr.policy.files import PolicyModule, save_policy
@@ -98,6 +99,8 @@ def train_policy(
             last = logs | phases.metrics() | {"frames_per_second": speed}
             warned = warned or _warn(place, name, update + 1, last)
             place.log.metrics(name, update + 1, last)
+            world: World = "true" if config.simulator else "imagined"
+            place.log.success(world, name, last["success"], step=update + 1, curve=True)
             bar.advance(1, **{key: last[key] for key in SHOWN if key in last})
             if (update + 1) % config.checkpoint_every == 0:
                 trainer.save(state, update=str(update + 1))

@@ -17,6 +17,7 @@ from wovr.envs.chunked import ChunkedSimulator
 from wovr.envs.recorded import RecordedConfig
 from wovr.episodes.store import EpisodeStore
 from wovr.imagine.rollout import RolloutBatch, rollout
+from wovr.metrics.success import Rate
 from wovr.policy.base import Policy
 from wovr.stages.data import names_of
 from wovr.stages.experiment import Workplace
@@ -36,10 +37,19 @@ def collect_episodes(place: Workplace, policy: Policy, count: int, *, purpose: s
     One shard is in memory at a time. Rollouts that the simulator loses are counted in the ledger and made up for by
     others. Where all there is are recordings, they must be in the store: UserError.
     """
-    store, config = place.episodes(), place.experiment.collect
+    store = place.episodes()
     if isinstance(place.experiment.simulator, RecordedConfig):
         count_recorded(place, purpose)
-        return
+    else:
+        _collect(place, store, policy, count, purpose=purpose, name=name, first_init=first_init)
+    success = Rate.of([store.info(episode).success for episode in names_of(store, purpose)])
+    place.log.success("true", f"{name}, {purpose}", success.rate, step=success.n, ci95=success.ci95)
+
+
+def _collect(
+    place: Workplace, store: EpisodeStore, policy: Policy, count: int, *, purpose: str, name: str, first_init: int
+) -> None:
+    config = place.experiment.collect
     done = len(names_of(store, purpose))
     with (
         closing(place.simulator()) as simulator,
