@@ -1,6 +1,8 @@
 import builtins
 import errno
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,3 +116,38 @@ def test_wandb_is_offline_without_a_key(tmp_path: Path, monkeypatch: pytest.Monk
     log.close()
     assert started["mode"] == "offline" and started["project"] == "demo"
     assert logged == [{"sft/loss": 1.0, "sft/step": 3}, {"finished": 1}]
+
+
+def test_success_and_videos_arrive_in_wandbs_offline_files(tmp_path: Path) -> None:
+    """In a process of its own, with wandb itself."""
+    script = """
+import os
+import subprocess
+import sys
+from pathlib import Path
+from PIL import Image
+from wovr.core.log import RunLog
+folder = Path(sys.argv[1])
+Image.new("RGB", (8, 8)).save(folder / "film.gif", save_all=True, append_images=[Image.new("RGB", (8, 8), "red")])
+log = RunLog(folder, plain=True, wandb_project="demo")
+log.metrics("rl", 1, {"success": 0.25})
+log.success("true", "base, collect", 0.5, step=600)
+log.video("rl", folder / "film.gif", step=4)
+log.close()
+"""
+    (tmp_path / "run").mkdir()
+    home = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "WANDB_DIR": str(tmp_path / "elsewhere")}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")} | home
+    found = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "run")], env=environment, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    (copy,) = offline.glob("files/media/videos/**/*.gif")
+    assert copy.read_bytes() == (tmp_path / "run" / "film.gif").read_bytes()
+    (written,) = offline.glob("*.wandb")
+    for name in (b"success/true/base, collect", b"rl/success", b"video/rl"):
+        assert name in written.read_bytes(), name
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines] == ["rl", "success", "video"]
+    assert lines[2] | {"time": 0} == {"time": 0, "stage": "video", "step": 4, "of": "rl", "file": "film.gif"}

@@ -30,6 +30,7 @@ from wovr.policy.base import Policy, PolicyBatch
 from wovr.policy.tokens import correlated_uniforms
 
 StartT = TypeVar("StartT")
+Watch = Callable[[Sequence[TrajectoryKey], Chunk], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,7 @@ def rollout(
     longest: int | None = None,
     stop_at_success: bool = True,
     record: bool = False,
+    watch: Watch | None = None,
 ) -> RolloutBatch:
     """Roll the policy out `group_size` times from every start (Eq. 9).
 
@@ -147,6 +149,7 @@ def rollout(
         longest: env steps of the longest of all trajectories where ranks share the starts: all return as many steps.
         stop_at_success: whether success ends a trajectory; else it runs to its limit, and first success is still noted.
         record: keep every frame, simulator state and proprioception as well.
+        watch: is shown the first frames and every chunk, and which trajectories they belong to.
 
     Raises UserError where the policy asks for other actions or views than the world has.
     """
@@ -167,9 +170,11 @@ def rollout(
         starts_B = [starts[int(row) // group_size] for row in rows_B]
         chunk = world.reset(starts_B, keys)
         check_view(policy, world, chunk)
+        if watch is not None:
+            watch(keys, chunk)
         log.start(rows_B, chunk, View.of(policy, chunk), [world.instruction(start) for start in starts_B])
         look, act = partial(View.of, policy), partial(_act, policy, temperature, correlation, greedy)
-        _run(world, look, act, keys, rows_B, chunk, log)
+        _run(world, look, act, keys, rows_B, chunk, log, watch)
     return log.batch(trajectory_N // group_size)
 
 
@@ -185,12 +190,15 @@ def _run(
     rows_B: NDArray[np.int64],
     chunk: Chunk,
     log: _Log,
+    watch: Watch | None,
 ) -> None:
     """Roll out one micro-batch, rows `rows_B` of the log. What ends is dropped."""
     for c in range(log.chunks):
         view = look(chunk)
         action = act(view, [log.instructions[row] for row in rows_B], keys, c)
         chunk = world.step(action.actions_BHA)
+        if watch is not None:
+            watch(keys, chunk)
         running = np.flatnonzero(~log.chunk(rows_B, c, view, action, chunk))
         if not len(running):
             return

@@ -7,11 +7,11 @@ trajectory, so that the groups are the same for any number of ranks.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import nn
@@ -22,7 +22,7 @@ from wovr.core.types import StartState
 from wovr.envs.base import Simulator
 from wovr.envs.chunked import ChunkedSimulator
 from wovr.imagine.load import BANK, DIT, REWARD, WORLD_CODEC, load_judge, load_world_model
-from wovr.imagine.rollout import RolloutBatch, rollout
+from wovr.imagine.rollout import RolloutBatch, Watch, rollout
 from wovr.imagine.world import ImaginedWorld
 from wovr.kir.bank import KeyframeBank
 from wovr.kir.mine import FIRST_FRAME
@@ -31,8 +31,13 @@ from wovr.policy.base import Policy
 from wovr.stages.experiment import Workplace
 from wovr.stages.true_rollouts import training_starts
 
-Roll = Callable[[Policy, int], RolloutBatch]
-"""(policy, number of the rollout) -> one batch of groups."""
+
+class Roll(Protocol):
+    """Rolls out one batch of groups."""
+
+    def __call__(self, policy: Policy, number: int, watch: Watch | None = None) -> RolloutBatch:
+        """`number` of the rollout keys its draws; `watch` sees what this rank rolls out of it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +63,12 @@ class Imagination:
         parts = (self.world.model.codec, self.world.model.dit, self.world.reward)
         return [part for part in parts if isinstance(part, nn.Module)]
 
-    def groups(self, policy: Policy, number: int) -> RolloutBatch:
+    def groups(self, policy: Policy, number: int, watch: Watch | None = None) -> RolloutBatch:
         """Of first frames and keyframes."""
         config = self.place.experiment.rl
         starts = draw_starts(self.bank, config.groups, config.starts, seed=self.place.experiment.seed, update=number)
         return shared_rollout(
-            self.place, self.world, policy, starts, number, self._limits(starts), config.rollout_batch
+            self.place, self.world, policy, starts, number, self._limits(starts), config.rollout_batch, watch
         )
 
     def look(self, policy: Policy, rollouts: int, number: int) -> np.ndarray:
@@ -93,14 +98,17 @@ class Imagination:
 def true_groups(place: Workplace, name: str) -> Iterator[Roll]:
     """In the true simulator, which the ledger pays. Groups of which it lost a trajectory are dropped."""
     with closing(place.simulator()) as simulator:
-        yield lambda policy, number: _true_groups(place, simulator, policy, number, name)
+        yield lambda policy, number, watch=None: _true_groups(place, simulator, policy, number, name, watch)
 
 
-def _true_groups(place: Workplace, simulator: Simulator, policy: Policy, number: int, name: str) -> RolloutBatch:
+def _true_groups(
+    place: Workplace, simulator: Simulator, policy: Policy, number: int, name: str, watch: Watch | None
+) -> RolloutBatch:
     config = place.experiment.rl
     world = ChunkedSimulator(simulator, policy.chunk_length)
     starts = training_starts(simulator, range(config.groups), number * config.groups)
-    batch = shared_rollout(place, world, policy, starts, number, None, min(config.rollout_batch, simulator.max_batch))
+    width = min(config.rollout_batch, simulator.max_batch)
+    batch = shared_rollout(place, world, policy, starts, number, None, width, watch)
     lost = int(batch.lost_N.sum())
     place.run.add_rollouts(
         "online",
@@ -135,6 +143,7 @@ def shared_rollout(
     number: int,
     limits: list[int] | None,
     batch_size: int,
+    watch: Watch | None = None,
 ) -> RolloutBatch:
     """One group from every start: this rank's share is rolled out here, and those of the others come over."""
     config, dist = place.experiment.rl, place.dist
@@ -154,6 +163,7 @@ def shared_rollout(
         limits=None if limits is None else limits[mine],
         longest=None if limits is None else max(limits),
         stop_at_success=config.update.grpo.mask_after_success,
+        watch=watch,
     )
     return together(dist, batch)
 

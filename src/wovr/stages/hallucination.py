@@ -30,10 +30,13 @@ from wovr.metrics.video import psnr
 from wovr.reward.base import RewardModel
 from wovr.stages.data import held_out_names
 from wovr.stages.experiment import Workplace
+from wovr.stages.pictures import save_film
 from wovr.stages.replay import OUTCOMES, Replay, replay, save_replays
 
 SUMMARY = Path("hallucination/summary.json")
 EXAMPLES = Path("hallucination/examples.safetensors")
+FILMS = Path("hallucination/films")
+"""The same examples to be looked at: truth on the left, imagination on the right."""
 MAX_EXAMPLES = 6
 BATCH = 64
 """Replays side by side, or `rl.rollout_batch` where it is less."""
@@ -108,7 +111,12 @@ def run(place: Workplace) -> dict[str, Any]:
             for purpose, episodes in held.items():
                 report = found[world][purpose] = _measure(place, model, reward, episodes, examples)
                 bar.advance(len(episodes), agreement=report.overall.confusion.agreement.rate)
-    save_replays(place.run.path / EXAMPLES, _in_turn(list(examples.values()))[:MAX_EXAMPLES])
+    chosen = _in_turn(list(examples.values()))[:MAX_EXAMPLES]
+    save_replays(place.run.path / EXAMPLES, chosen)
+    for number, one in enumerate(chosen, start=1):
+        path = place.run.path / FILMS / f"{number}.gif"
+        save_film(path, [(one.true_THWC, one.true_first), (one.imagined_THWC, one.imagined_first)])
+        place.log.video(f"true beside imagined {number}", path, step=number)
     write_json(
         place.run.path / SUMMARY,
         {world: {purpose: report.to_dict() for purpose, report in of.items()} for world, of in found.items()},

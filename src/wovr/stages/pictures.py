@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from wovr.core.checkpoint import write_atomic
 from wovr.core.types import Frames
 from wovr.stages.replay import Replay
 
@@ -25,6 +28,8 @@ SUCCESS, WAITING, PAPER = (34, 160, 80), (150, 150, 150), (255, 255, 255)
 MAX_FRAMES = 64
 """Frames of an animation; longer replays are shown at equal distances in time."""
 FRAME_MS, LAST_MS = 120, 1500
+FILM_SIDE = 128
+"""Longest side of a panel of a film, pixels: GIF stores them badly, and many are written."""
 LOSSLESS_SIDE = 128
 """Images up to this side are stored without loss: every pixel counts, and they are small anyway."""
 
@@ -43,10 +48,8 @@ def animation(replay: Replay) -> bytes:
 
     The line below a panel turns green once that world counts success.
     """
-    frames = len(replay.true_THWC)
-    shown = np.unique(np.linspace(0, frames - 1, min(frames, MAX_FRAMES)).round().astype(int))
     images = []
-    for t in shown:
+    for t in _shown(len(replay.true_THWC)):
         true, imagined = replay.true_THWC[t], replay.imagined_THWC[t]
         difference = np.abs(true.astype(np.int16) - imagined).astype(np.uint8)
         # Frame t follows action t - 1.
@@ -68,6 +71,39 @@ def animation(replay: Replay) -> bytes:
         quality=80,
     )
     return file.getvalue()
+
+
+def save_film(path: Path, videos: Sequence[tuple[Frames, int]]) -> None:
+    """Write videos side by side as an animated GIF, each with the index of the frame that completes its success.
+
+    One that ends before the others stands still. The line below turns green at success, as in `animation`.
+    """
+    frames = max(len(video_THWC) for video_THWC, _ in videos)
+    images = []
+    for t in _shown(frames):
+        ends = [min(int(t), len(video_THWC) - 1) for video_THWC, _ in videos]
+        panels = [
+            _with_bar(_small(video_THWC[end]), end > first)
+            for end, (video_THWC, first) in zip(ends, videos, strict=True)
+        ]
+        images.append(Image.fromarray(_row(np.stack(panels))))
+    durations = [FRAME_MS] * (len(images) - 1) + [LAST_MS]
+    write_atomic(
+        path,
+        lambda file: images[0].save(
+            file, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0
+        ),
+    )
+
+
+def _small(frame_HWC: Frames) -> Frames:
+    factor = -(-max(frame_HWC.shape[:2]) // FILM_SIDE)
+    return np.asarray(Image.fromarray(frame_HWC).reduce(factor)) if factor > 1 else frame_HWC
+
+
+def _shown(frames: int) -> NDArray[np.int64]:
+    """Which of so many frames an animation shows."""
+    return np.unique(np.linspace(0, frames - 1, min(frames, MAX_FRAMES)).round().astype(int))
 
 
 def png(image_HWC: Frames) -> bytes:

@@ -19,6 +19,7 @@ from wovr.policy.base import Policy
 from wovr.policy.files import PolicyModule, save_policy
 from wovr.stages.alarm import ROLLOUT, Alarm
 from wovr.stages.experiment import Workplace
+from wovr.stages.film import FILMS, Film, is_filmed
 from wovr.stages.groups import Imagination, Roll, check_ranks, true_groups
 from wovr.stages.phases import Phases
 from wovr.stages.policies import Acting, frozen_policy, save_trained, trained_policy
@@ -81,8 +82,12 @@ def train_policy(
             if update == updates:
                 break
             number = number_of_round * ROUND + update
+            film = Film(config.update.grpo.group_size) if dist.is_main and is_filmed(update, updates) else None
             with phases.rollouts():
-                rollouts = roll(acting, number)
+                rollouts = roll(acting, number, film)
+            shown = path.parent / FILMS / f"{update:04}.gif"
+            if film is not None and film.save(shown, rollouts):
+                place.log.video(name, shown, step=update)
             with phases.training():
                 logs = update_policy(
                     trainer,
