@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, as configs/tabletop.yaml.")]
+
+def complete_config(incomplete: str) -> list[str]:
+    """YAML files that begin so, here and one folder further; where there is none the shell completes by itself."""
+    start = glob.escape(incomplete)
+    return sorted(glob.glob(f"{start}*.yaml") + glob.glob(f"{start}*/*.yaml"))
+
+
+def complete_run(incomplete: str) -> list[str]:
+    """Run folders that begin so, here and one folder further."""
+    start = glob.escape(incomplete)
+    found = glob.glob(f"{start}*/manifest.json") + glob.glob(f"{start}*/*/manifest.json")
+    return sorted(str(Path(path).parent) for path in found)
+
+
+ConfigFile = Annotated[
+    Path,
+    typer.Argument(metavar="CONFIG", help="YAML file, as configs/tabletop.yaml.", autocompletion=complete_config),
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values over those of the file, as rl.updates=60.")
 ]
 RunPath = Annotated[
-    Path | None, typer.Option("--run", metavar="PATH", help="Run folder.", show_default="runs/<name of the config>")
+    Path | None,
+    typer.Option(
+        "--run",
+        metavar="PATH",
+        help="Run folder.",
+        show_default="runs/<name of the config>",
+        autocompletion=complete_run,
+    ),
 ]
-Plain = Annotated[bool, typer.Option("--plain", help="Print lines instead of progress bars.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Print lines, where a terminal would show one live picture.")]
 Wandb = Annotated[str | None, typer.Option(metavar="PROJECT", help="Log to wandb too; offline where there is no key.")]
 Nproc = Annotated[int, typer.Option(metavar="N", min=1, help="Processes, one per GPU.")]
 Zero = Annotated[

@@ -1,11 +1,10 @@
 """`wovr COMMAND CONFIG [key=value ...]`. Names and flags are frozen: new knobs go into the config.
 
-What loads torch is imported inside the commands, so that `wovr --help` answers at once.
+What takes long to load is imported inside the commands, so that `wovr --help` and completion answer at once.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,6 @@ from wovr.stages.pipeline import STAGES, load_experiment, open_workplace, run_al
 from wovr_cli import convert, tools
 from wovr_cli.arguments import ConfigFile, Hostfile, Nproc, Offload, Overrides, Plain, RunPath, Wandb, Zero, packaged
 from wovr_cli.launch import ALONE, Ranks, is_worker, run_worker
-from wovr_cli.result import print_actions, print_hallucination, print_result, print_reward, print_world_model
 
 if TYPE_CHECKING:
     from wovr.stages.experiment import Workplace
@@ -68,7 +66,12 @@ MEASURES = {
 
 What = Annotated[
     list[str] | None,
-    typer.Option(metavar="|".join(MEASURES), help="Measure this alone; may be repeated.", show_default="all"),
+    typer.Option(
+        metavar="|".join(MEASURES),
+        help="Measure this alone; may be repeated.",
+        show_default="all",
+        autocompletion=lambda incomplete: [name for name in MEASURES if name.startswith(incomplete)],
+    ),
 ]
 
 
@@ -98,7 +101,6 @@ app = typer.Typer(
     help=HELP,
     epilog=_overview(),
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -125,6 +127,8 @@ def _workplace(
 
 def _print_version(asked: bool) -> None:
     if asked:
+        import importlib.metadata
+
         print(f"wovr {importlib.metadata.version('wovr')}")
         raise typer.Exit
 
@@ -174,6 +178,8 @@ def _run(
 def _print_result(place: Workplace) -> None:
     """Where the run has come to its end."""
     if place.dist.is_main and place.run.stage_done("eval"):
+        from wovr_cli.result import print_result
+
         print_result(place.run)
 
 
@@ -224,6 +230,8 @@ def eval_(
         if measure not in MEASURES:
             raise UserError(f"--what: expected {', '.join(MEASURES)}, found {measure!r}")
     stages = [stage for measure in what or MEASURES for stage in MEASURES[measure]]
+    from wovr_cli.result import print_actions, print_hallucination, print_reward, print_world_model
+
     with _workplace(config, overrides, run, plain, wandb) as place:
         run_command(place, "eval", stages)
         if "hallucination" in stages:
@@ -248,4 +256,4 @@ def main() -> None:
     """The console script."""
     if is_worker():
         run_worker(app)
-    app()
+    app(prog_name="wovr")  # `python -m wovr_cli` too: completion goes by it

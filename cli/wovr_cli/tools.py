@@ -5,6 +5,7 @@ What loads torch is imported inside them.
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ import typer
 
 from wovr.core.errors import UserError
 from wovr.stages.pipeline import load_experiment
-from wovr_cli.arguments import ConfigFile, Overrides, Plain, RunPath, Wandb, packaged
+from wovr_cli.arguments import ConfigFile, Overrides, Plain, RunPath, Wandb, complete_run, packaged
 
 
 def pretrain(
@@ -34,9 +35,8 @@ def pretrain(
     from wovr.stages import pretrain as stage
 
     settings, dist = load_config(stage.PretrainConfig, config, overrides or ()), Dist()
-    log = RunLog(Path("runs/pretrain"), plain=plain, wandb_project=wandb, active=dist.is_main)
-    stage.run(settings, out, log, dist)
-    log.close()
+    with closing(RunLog(Path("runs/pretrain"), plain=plain, wandb_project=wandb, active=dist.is_main)) as log:
+        stage.run(settings, out, log, dist)
 
 
 def plan(
@@ -91,7 +91,7 @@ def doctor(
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", autocompletion=complete_run)],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Safetensors file to write; of a policy, a folder.")],
     what: Annotated[str, typer.Option(metavar="world-model|policy", help="What to write.")] = "world-model",
 ) -> None:

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -65,13 +66,18 @@ def stages_run(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
     return ran
 
 
-def test_help_shows_every_command_and_stage_without_loading_torch() -> None:
+SLOW = ("torch", "numpy", "pydantic", "yaml", "gymnasium", "matplotlib", "PIL", "h5py", "rich", "jinja2", "fastapi")
+"""What takes long to load, and help does not need."""
+
+
+def test_help_shows_every_command_and_stage_and_loads_nothing_slow() -> None:
     script = (
         "import sys\nfrom wovr_cli.main import main\nsys.argv = ['wovr', '--help']\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 0, end.code\n"
-        "assert 'torch' not in sys.modules, 'torch was loaded'\n"
+        f"print(*(name for name in {SLOW} if name in sys.modules), file=sys.stderr)"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert found.stderr == "\n", f"help loads {found.stderr}"
     assert found.returncode == 0, found.stderr
     for command in [*COMMANDS_WITH_CONFIG, "demo", "pretrain", "plan", "export"]:
         assert re.search(rf"^  {command} ", found.stdout, re.MULTILINE), command
@@ -97,6 +103,39 @@ def test_every_stage_belongs_to_a_command() -> None:
 
 def test_version() -> None:
     assert re.fullmatch(r"wovr \d+\.\d+\.\d+\n", wovr("--version").stdout)
+
+
+def completed(line: str, folder: Path) -> list[str]:
+    """What bash offers at the end of a command line, by the script that `--show-completion` prints."""
+    words = line.split(" ")
+    wovr = f'#!/bin/sh\nexec {sys.executable} -m wovr_cli "$@"\n'
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "bin" / "wovr").write_text(wovr)
+    (folder / "bin" / "wovr").chmod(0o755)
+    script = (
+        'eval "$(wovr --show-completion bash)"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); '
+        'complete -p wovr >/dev/null && _wovr_completion wovr; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    environment = os.environ | {
+        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+        "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",  # the shell is then named
+    }
+    command = ["bash", "--norc", "-c", script, "bash", *words]
+    found = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+    assert found.returncode == 0 and not found.stderr, found.stderr
+    return found.stdout.split()
+
+
+def test_a_shell_completes_commands_options_configs_and_run_folders(tmp_path: Path) -> None:
+    for path in ("configs/tabletop.yaml", "mine.yaml", "notes.txt", "runs/demo/manifest.json", "runs/else/notes.txt"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    assert completed("wovr tr", tmp_path) == ["train-wm"]
+    assert completed("wovr rl --pl", tmp_path) == ["--plain"]
+    assert completed("wovr run ", tmp_path) == ["configs/tabletop.yaml", "mine.yaml"]
+    assert completed("wovr run configs/t", tmp_path) == ["configs/tabletop.yaml"]
+    assert completed("wovr rl mine.yaml --run ", tmp_path) == ["runs/demo"]
+    assert completed("wovr eval mine.yaml --what w", tmp_path) == ["world-model"]
 
 
 def test_unknown_key_is_one_line(config: Path) -> None:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-import wovr  # noqa: F401  (registers the environment)
 from tests.imagine.worlds import A, H, make_start
 from wovr.codec.conv import ConvCodec, ConvCodecConfig
 from wovr.core.checkpoint import save_model
