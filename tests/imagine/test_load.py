@@ -89,6 +89,6 @@ def test_files_that_do_not_fit_are_named(tmp_path):
         load_dit(codec)
 
 
-def test_importing_wovr_does_not_import_torch():
-    code = "import sys, wovr, gymnasium; assert 'torch' not in sys.modules; gymnasium.spec('wovr/Imagined-v0')"
+def test_importing_imagination_makes_it_known_and_does_not_import_torch():
+    code = "import sys, wovr.imagine, gymnasium; assert 'torch' not in sys.modules; gymnasium.spec('wovr/Imagined-v0')"
     subprocess.run([sys.executable, "-c", code], check=True)
