@@ -9,7 +9,6 @@ import base64
 import io
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from wovr.core.types import Frames
@@ -19,12 +18,7 @@ STRIP_SCALE = 3
 STRIP_COLUMNS = 6
 GAP = 2
 """Pixels between panels, before scaling."""
-BAR = 3
-"""Height in pixels of the line below a panel that turns green at success."""
-SUCCESS, WAITING, PAPER = (34, 160, 80), (150, 150, 150), (255, 255, 255)
-MAX_FRAMES = 64
-"""Frames of an animation; longer replays are shown at equal distances in time."""
-FRAME_MS, LAST_MS = 120, 1500
+PAPER = (255, 255, 255)
 LOSSLESS_SIDE = 128
 """Images up to this side are stored without loss: every pixel counts, and they are small anyway."""
 
@@ -38,43 +32,19 @@ def strip(replay: Replay) -> Frames:
     return enlarge(np.concatenate([rows[0], gap, rows[1]]), STRIP_SCALE)
 
 
-def animation(replay: Replay) -> bytes:
-    """Truth, imagination and their absolute difference side by side, as an animated WebP at the frames' own size.
-
-    The line below a panel turns green once that world counts success.
-    """
-    frames = len(replay.true_THWC)
-    shown = np.unique(np.linspace(0, frames - 1, min(frames, MAX_FRAMES)).round().astype(int))
-    images = []
-    for t in shown:
-        true, imagined = replay.true_THWC[t], replay.imagined_THWC[t]
-        difference = np.abs(true.astype(np.int16) - imagined).astype(np.uint8)
-        # Frame t follows action t - 1.
-        panels = (
-            _with_bar(true, t > replay.true_first),
-            _with_bar(imagined, t > replay.imagined_first),
-            _with_bar(difference, None),
-        )
-        images.append(Image.fromarray(_row(np.stack(panels))))
-    file = io.BytesIO()
-    images[0].save(
-        file,
-        format="WEBP",
-        save_all=True,
-        append_images=images[1:],
-        duration=[FRAME_MS] * (len(images) - 1) + [LAST_MS],
-        loop=0,
-        lossless=max(replay.true_THWC.shape[1:3]) <= LOSSLESS_SIDE,
-        quality=80,
-    )
-    return file.getvalue()
-
-
 def png(image_HWC: Frames) -> bytes:
     """One image as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(image_HWC).save(file, format="PNG", optimize=True)
     return file.getvalue()
+
+
+def still(image_HWC: Frames) -> str:
+    """One image as the address of an inline WebP: without loss where it is small."""
+    file = io.BytesIO()
+    lossless = max(image_HWC.shape[:2]) <= LOSSLESS_SIDE
+    Image.fromarray(image_HWC).save(file, format="WEBP", lossless=lossless, quality=80)
+    return data_uri(file.getvalue(), "webp")
 
 
 def data_uri(content: bytes, kind: str) -> str:
@@ -91,9 +61,3 @@ def _row(frames_THWC: Frames) -> Frames:
     """Frames side by side."""
     padded = np.pad(frames_THWC, ((0, 0), (0, 0), (0, GAP), (0, 0)), constant_values=PAPER[0])
     return np.concatenate(list(padded), axis=1)[:, :-GAP]
-
-
-def _with_bar(frame_HWC: Frames, success: bool | NDArray[np.bool_] | None) -> Frames:
-    colour = PAPER if success is None else SUCCESS if success else WAITING
-    bar = np.full((BAR, *frame_HWC.shape[1:]), colour, dtype=np.uint8)
-    return np.concatenate([frame_HWC, bar])
