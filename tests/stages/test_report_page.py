@@ -102,7 +102,7 @@ def test_it_plays_to_the_end_and_pauses(opened):
     opened.locator("#player input[type=range]").fill("0")
     opened.select_option("#player select", "0.25")
     opened.click("#player .play")
-    opened.wait_for_selector("[data-where]:has-text('step 1 of')")
+    opened.wait_for_selector("[data-where]:not(:has-text('step 0 of'))")
     assert opened.inner_text("#player .play") == "Pause"
     opened.keyboard.press("Space")  # the button has the focus
     assert opened.inner_text("#player .play") == "Play" and step(opened)[0] != f"step {STEPS} of {STEPS}"

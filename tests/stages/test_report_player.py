@@ -40,7 +40,7 @@ def test_small_frames_are_kept_as_they_are(monkeypatch):
     np.testing.assert_array_equal(imagined, replay.imagined_THWC)
 
 
-@pytest.mark.parametrize(("budget", "every"), [(850_000, 1), (400_000, 2), (200_000, 4)])
+@pytest.mark.parametrize(("budget", "every"), [(1_600_000, 1), (650_000, 2), (350_000, 4)])
 def test_large_frames_fit_the_budget(budget, every):
     replay = noise(22, 160)
     packed = sprite(replay, budget)
@@ -72,7 +72,7 @@ def test_replays_are_grouped_by_outcome():
 
 
 def test_a_page_that_lost_pixels_says_so(monkeypatch):
-    monkeypatch.setattr(report_player, "SPRITE_BYTES", 400_000)
+    monkeypatch.setattr(report_player, "SPRITE_BYTES", 650_000)
     assert player([noise(22, 160)], None)["note"].startswith("Pictures are WebP at quality 50 or better; one step in 2")
 
 

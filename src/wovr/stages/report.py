@@ -18,6 +18,7 @@ from markupsafe import Markup
 from wovr.core.checkpoint import read_json, write_atomic, write_json, write_text
 from wovr.core.log import read_records
 from wovr.core.run import RunFolder
+from wovr.core.types import StartState
 from wovr.envs.recorded import RecordedConfig
 from wovr.imagine.load import BANK
 from wovr.kir.bank import KeyframeBank
@@ -230,8 +231,17 @@ def _keyframes(run: Path) -> list[dict[str, Any]]:
     for name, path in banks.items():
         if path.is_file():
             bank = KeyframeBank.load(path)
-            starts = bank.keyframes.starts
-            chosen = np.unique(np.linspace(0, len(starts) - 1, min(len(starts), GALLERY)).round().astype(int))
-            shown = [{"source": still(starts[i].memory_MHWC[-1]), "start": starts[i]} for i in chosen]
+            shown = [{"source": still(start.memory_MHWC[-1]), "start": start} for start in _chosen(bank.keyframes)]
             galleries.append({"name": name, "reasons": bank.reasons(), "shown": shown})
     return galleries
+
+
+def _chosen(keyframes: KeyframeBank) -> list[StartState]:
+    """At most GALLERY of them, as many of each reason, evenly spaced: rare reasons are to be seen too."""
+    found = []
+    reasons = keyframes.reasons()
+    for reason in reasons:
+        starts = keyframes.select(reason=reason).starts
+        places = np.linspace(0, len(starts) - 1, min(len(starts), max(1, GALLERY // len(reasons))))
+        found += [starts[i] for i in places.round().astype(int)]
+    return found

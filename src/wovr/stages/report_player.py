@@ -35,6 +35,8 @@ SPRITE_PIXELS = 2**24
 SPRITE_WIDTH = 4096
 LADDER = ((1, 80), (2, 80), (2, 50), (4, 50), (8, 50))
 """(every k-th step, quality of WebP): the first that fits into the budget is taken, else the last."""
+SAMPLE = 8
+"""Steps that tell what a quality costs; encoding all of them takes seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +86,23 @@ def sprite(replay: Replay, budget: int) -> Sprite:
         found = _encoded(replay, least, None)
         if len(found.webp) <= budget:
             return found
+    samples = {quality: _encoded(replay, math.ceil(frames / SAMPLE), quality) for quality in {q for _, q in LADDER}}
     for every, quality in LADDER:
-        found = _encoded(replay, least * every, quality)
-        if len(found.webp) <= budget:
-            break
+        tiles = len(_steps(frames, least * every)) / len(samples[quality].steps)
+        if tiles * len(samples[quality].webp) <= budget or (every, quality) == LADDER[-1]:  # else not worth the time
+            found = _encoded(replay, least * every, quality)
+            if len(found.webp) <= budget:
+                break
     return found
 
 
+def _steps(frames: int, every: int) -> list[int]:
+    """Every `every`-th, and the last."""
+    return sorted({*range(0, frames, every), frames - 1})
+
+
 def _encoded(replay: Replay, every: int, quality: int | None) -> Sprite:
-    last, (height, width) = len(replay.true_THWC) - 1, replay.true_THWC.shape[1:3]
-    steps = sorted({*range(0, last + 1, every), last})
+    steps, (height, width) = _steps(len(replay.true_THWC), every), replay.true_THWC.shape[1:3]
     columns = min(len(steps), SPRITE_WIDTH // width)
     tiles = np.concatenate([replay.true_THWC[steps], replay.imagined_THWC[steps]])
     rows = math.ceil(len(tiles) / columns)
@@ -101,7 +110,7 @@ def _encoded(replay: Replay, every: int, quality: int | None) -> Sprite:
     grid[: len(tiles)] = tiles
     image = grid.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
     file = io.BytesIO()
-    Image.fromarray(image).save(file, format="WEBP", lossless=quality is None, quality=quality or 80, method=4)
+    Image.fromarray(image).save(file, format="WEBP", lossless=quality is None, quality=quality or 80, method=2)
     return Sprite(file.getvalue(), every, quality, columns, steps)
 
 
