@@ -181,7 +181,7 @@ def test_on_paper_it_is_light_and_has_no_controls(opened):
     opened.emulate_media(media="print", color_scheme="dark")
     assert luminance(opened.evaluate("getComputedStyle(document.body).backgroundColor")) == 1
     assert opened.locator("canvas[data-world=imagined]").is_visible()
-    for hidden in ("nav", "#player .controls", "#player .list"):
+    for hidden in ("nav", "#player .controls", "#player .list", "#player input[type=range]"):
         assert not opened.locator(hidden).is_visible()
 
 

@@ -99,6 +99,7 @@
 
   function drawCurve() {
     curve.replaceChildren();
+    curve.setAttribute("viewBox", `0 0 ${curve.clientWidth} ${HEIGHT}`); // on paper it is scaled, not drawn anew
     const right = curve.clientWidth - RIGHT;
     for (const level of [0, 0.5, 1]) {
       add("line", { class: "axis", x1: LEFT, x2: right, y1: vertical(level), y2: vertical(level) });
