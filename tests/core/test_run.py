@@ -9,6 +9,7 @@ import pytest
 
 from wovr.core.errors import UserError
 from wovr.core.run import RunFolder
+from wovr.core.source import source
 
 CONFIG: dict[str, Any] = {"seed": 3, "plain": False, "sft": {"lr": 1e-5, "layers": [1, 2]}}
 
@@ -31,7 +32,9 @@ def test_a_stage_stays_done(tmp_path: Path) -> None:
     with RunFolder.open(path, CONFIG) as run:
         assert run.stage_done("sft") and not run.stage_done("rl")
         now = pytest.approx(time.time(), abs=60)
-        assert run.stages() == {"sft": {"finished": now, "seconds": 12.346, "summary": {"success": 0.4}}}
+        assert run.stages() == {
+            "sft": {"finished": now, "seconds": 12.346, "source": source(), "summary": {"success": 0.4}}
+        }
         assert run.config == CONFIG
     manifest = json.loads((path / "manifest.json").read_text())
     assert manifest["format"] == 1 and manifest["seed"] == 3 and manifest["wovr"]

@@ -78,6 +78,17 @@ def test_report_summary(whole):
     assert summary["seconds"]["total"] > 0
 
 
+def test_report_is_a_page_of_modest_size(whole, page):
+    file = whole / "report" / "report.html"
+    assert file.stat().st_size < 15e6
+    page.goto(file.as_uri())
+    page.wait_for_selector("#player[data-replay='0']")
+    assert page.locator(".missing").count() == 0
+    before = page.inner_text("[data-where]")
+    page.locator("#player input[type=range]").fill("3")
+    assert page.inner_text("[data-where]") == f"step 3 of {before.split()[-1]}" != before
+
+
 def test_same_seed_same_run_wherever_frames_lie(whole, toy, tmp_path):
     run(
         toy("frame_memory=0"),

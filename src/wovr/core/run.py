@@ -1,7 +1,8 @@
 """The run folder: its config, which stages are done, and the ledger of rollouts in the true simulator.
 
 runs/NAME/config.yaml     the whole config; opening the folder with another one is an error
-          manifest.json   {format, wovr, seed, stages: {name: {finished, seconds, summary}}}
+          manifest.json   {format, wovr, seed, stages: {name: {finished, seconds, source, summary}}}; `source` is the
+                          code that ran the stage, see `wovr.core.source`
           ledger.jsonl    one line per batch of true rollouts: {key, purpose, stage, episodes, steps}, and
                           `lost` where the simulator died under some
           sft/ …          what each stage writes
@@ -25,8 +26,9 @@ from wovr.core.config import first_difference
 from wovr.core.errors import UserError
 from wovr.core.log import append_record, read_records
 from wovr.core.progress import Expected
+from wovr.core.source import source
 
-MANIFEST, CONFIG = "manifest.json", "config.yaml"
+MANIFEST, CONFIG, LEDGER = "manifest.json", "config.yaml", "ledger.jsonl"
 FORMAT = 1
 """Layout of the folder; a folder of another number is refused."""
 EPISODES = "episodes"
@@ -42,6 +44,7 @@ class RunFolder:
         """Use `open`, `read` or `follow`."""
         self.path = path
         self._lock = lock
+        self._source = source() if lock else {}  # now, before hours in which a checkout may move on
         self._follows = follows
         self._manifest: dict[str, Any] = read_json(path / MANIFEST)
         found = self._manifest.get("format")
@@ -89,6 +92,11 @@ class RunFolder:
         return cls(path, lock=None, follows=True)
 
     @property
+    def version(self) -> str:
+        """The version of wovr that made the folder."""
+        return str(self._manifest["wovr"])
+
+    @property
     def config(self) -> dict[str, Any]:
         """The content of config.yaml."""
         return read_config(self.path)
@@ -108,7 +116,10 @@ class RunFolder:
         return name in self._manifest["stages"]
 
     def stages(self) -> dict[str, dict[str, Any]]:
-        """{name: {finished, seconds, summary}} of every complete stage; `finished` is in seconds since 1970."""
+        """{name: {finished, seconds, source, summary}} of every complete stage; `finished` is in seconds since 1970.
+
+        Runs of older versions lack `source`.
+        """
         return dict(self._manifest["stages"])
 
     def expected(self, ignore: Collection[str]) -> Expected | None:
@@ -127,6 +138,7 @@ class RunFolder:
         self._manifest["stages"][name] = {
             "finished": time.time(),
             "seconds": round(seconds, 3),
+            "source": self._source,
             "summary": dict(summary),
         }
         write_json(self.path / MANIFEST, self._manifest)
@@ -139,7 +151,7 @@ class RunFolder:
         if self._follows:
             return
         assert self._lock is not None, "a run folder opened with `read` is not written"
-        ledger = self.path / "ledger.jsonl"
+        ledger = self.path / LEDGER
         if any(line["key"] == key for line in read_records(ledger)):
             return
         record = {"key": key, "purpose": purpose, "stage": stage, "episodes": episodes, "steps": steps}
@@ -148,7 +160,7 @@ class RunFolder:
     def ledger(self) -> dict[str, dict[str, int]]:
         """{purpose: {episodes, steps}} of all true-simulator rollouts so far, and `lost` where some were."""
         totals: dict[str, dict[str, int]] = {}
-        for line in read_records(self.path / "ledger.jsonl"):
+        for line in read_records(self.path / LEDGER):
             total = totals.setdefault(line["purpose"], {"episodes": 0, "steps": 0})
             total["episodes"] += line["episodes"]
             total["steps"] += line["steps"]

@@ -13,8 +13,11 @@ NOTE = (
     "Precision and recall of single frames at the judge's threshold; Right: share of the n episodes whose outcome is "
     "called right. Frames of one episode are not independent: go by episodes where the two differ. Brier: mean squared "
     "error of the probabilities; ECE: their mean distance from the share of successes. Judges are trained on balanced "
-    "classes, so that probabilities lie above shares; thresholds are calibrated."
+    "classes, so that probabilities lie above shares; thresholds are calibrated. Curves leave out bins of less than "
+    "five frames."
 )
+LEAST = 5
+"""Frames of a bin whose share of successes says anything."""
 JUDGES = {"classifier": "classifier", "joint": "joint head"}
 
 
@@ -49,7 +52,7 @@ def curves(summary: Mapping[str, Any]) -> dict[str, list[Series]]:
     """{title of a plot: its calibration curves}, a plot for each world model and purpose; of imagined frames dashed."""
     plots: dict[str, list[Series]] = {}
     for world, purpose, judge, frames, found in _each(summary):
-        bins = [one for one in found["bins"] if one["success"]["n"]]
+        bins = [one for one in found["bins"] if one["success"]["n"] >= LEAST]
         plots.setdefault(f"{WORLDS[world]}, episodes of {purpose}", []).append(
             Series(
                 f"{JUDGES[judge]}, {frames} frames",

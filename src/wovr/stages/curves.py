@@ -52,7 +52,7 @@ def curves(records: Sequence[Record]) -> list[Markup]:
             percent=True,
         )
         for title, phase in validated
-        if phase
+        if len(phase) > 1  # one look is no curve; the stage's summary has it
     ]
     for stage, title in LOSSES.items():
         series = [

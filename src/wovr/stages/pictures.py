@@ -43,40 +43,10 @@ def strip(replay: Replay) -> Frames:
     return enlarge(np.concatenate([rows[0], gap, rows[1]]), STRIP_SCALE)
 
 
-def animation(replay: Replay) -> bytes:
-    """Truth, imagination and their absolute difference side by side, as an animated WebP at the frames' own size.
-
-    The line below a panel turns green once that world counts success.
-    """
-    images = []
-    for t in _shown(len(replay.true_THWC)):
-        true, imagined = replay.true_THWC[t], replay.imagined_THWC[t]
-        difference = np.abs(true.astype(np.int16) - imagined).astype(np.uint8)
-        # Frame t follows action t - 1.
-        panels = (
-            _with_bar(true, t > replay.true_first),
-            _with_bar(imagined, t > replay.imagined_first),
-            _with_bar(difference, None),
-        )
-        images.append(Image.fromarray(_row(np.stack(panels))))
-    file = io.BytesIO()
-    images[0].save(
-        file,
-        format="WEBP",
-        save_all=True,
-        append_images=images[1:],
-        duration=[FRAME_MS] * (len(images) - 1) + [LAST_MS],
-        loop=0,
-        lossless=max(replay.true_THWC.shape[1:3]) <= LOSSLESS_SIDE,
-        quality=80,
-    )
-    return file.getvalue()
-
-
 def save_film(path: Path, videos: Sequence[tuple[Frames, int]]) -> None:
     """Write videos side by side as an animated GIF, each with the index of the frame that completes its success.
 
-    One that ends before the others stands still. The line below turns green at success, as in `animation`.
+    One that ends before the others stands still. The line below a video turns green at success.
     """
     frames = max(len(video_THWC) for video_THWC, _ in videos)
     images = []
@@ -113,6 +83,14 @@ def png(image_HWC: Frames) -> bytes:
     return file.getvalue()
 
 
+def still(image_HWC: Frames) -> str:
+    """One image as the address of an inline WebP: without loss where it is small."""
+    file = io.BytesIO()
+    lossless = max(image_HWC.shape[:2]) <= LOSSLESS_SIDE
+    Image.fromarray(image_HWC).save(file, format="WEBP", lossless=lossless, quality=80)
+    return data_uri(file.getvalue(), "webp")
+
+
 def data_uri(content: bytes, kind: str) -> str:
     """`content` as the address of an inline image of type `image/<kind>`."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
@@ -129,7 +107,7 @@ def _row(frames_THWC: Frames) -> Frames:
     return np.concatenate(list(padded), axis=1)[:, :-GAP]
 
 
-def _with_bar(frame_HWC: Frames, success: bool | NDArray[np.bool_] | None) -> Frames:
-    colour = PAPER if success is None else SUCCESS if success else WAITING
+def _with_bar(frame_HWC: Frames, success: bool) -> Frames:
+    colour = SUCCESS if success else WAITING
     bar = np.full((BAR, *frame_HWC.shape[1:]), colour, dtype=np.uint8)
     return np.concatenate([frame_HWC, bar])

@@ -5,26 +5,21 @@ A part whose stage has not run yet is left out, with a line that says which comm
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
-import platform
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-import torch
 import yaml
 from markupsafe import Markup
 
 from wovr.core.checkpoint import read_json, write_atomic, write_json, write_text
-from wovr.core.dist import precision
-from wovr.core.hardware import processor
 from wovr.core.log import read_records
 from wovr.core.run import RunFolder
+from wovr.core.types import StartState
+from wovr.envs.recorded import RecordedConfig
 from wovr.imagine.load import BANK
 from wovr.kir.bank import KeyframeBank
 from wovr.stages import (
@@ -41,74 +36,80 @@ from wovr.stages import (
 from wovr.stages.curves import curves
 from wovr.stages.evaluate import TRUE, paired
 from wovr.stages.experiment import Workplace
-from wovr.stages.pictures import animation, data_uri, png, strip
+from wovr.stages.pictures import png, still, strip
 from wovr.stages.pipeline import duration
-from wovr.stages.plots import Series, intervals, lines
+from wovr.stages.plots import intervals, lines
 from wovr.stages.replay import Replay, load_replays
-from wovr.stages.world_model_table import WORLDS
+from wovr.stages.report_headline import POLICIES, facts, hallucinated, headline, policy_labels
+from wovr.stages.report_player import best, player, success_rule
+from wovr.stages.report_provenance import provenance
+from wovr.stages.report_timeline import timeline
 
 REPORT, SUMMARY, STRIP = Path("report/report.html"), Path("report/summary.json"), Path("report/strip.png")
-POLICIES = {"base": "base policy", "imagination": "after RL in imagination", "pace": "after PACE"}
-"""Policies that `eval` measures, in the order in which they are made."""
-OUTCOMES = {
-    "both_succeed": "both succeed",
-    "both_fail": "both fail",
-    "false_success": "false success: imagined, not true",
-    "false_failure": "false failure: true, not imagined",
-}
+TEMPLATES = Path(__file__).parent / "templates"
 GALLERY = 24
-"""Keyframes shown."""
+"""Keyframes shown of each bank."""
 
 
 def run(place: Workplace) -> dict[str, Any]:
     """Write `report/report.html`, `report/summary.json` and, where there are replays, `report/strip.png`."""
-    folder = place.run
+    folder, online = place.run, place.experiment.rl.simulator
     evaluation = _evaluation(folder.path)
-    measured = _json(folder.path / hallucination.SUMMARY)
-    closed = _json(folder.path / closed_loop.SUMMARY)
-    videos = _json(folder.path / world_model_eval.SUMMARY)
-    following = _json(folder.path / action_following.SUMMARY)
-    judged = _json(folder.path / compare_reward.SUMMARY)
+    summary = _summary(folder, evaluation)
     replays = _replays(folder.path)
-    summary = {
+    judged = summary["compare_reward"]
+    rule = success_rule(judged, place.experiment.reward.judge)
+    world = next((found["world"] for found in evaluation.values()), TRUE)
+    text = _template().render(
+        name=folder.path.resolve().name,
+        summary=summary,
+        online=online,
+        recorded=isinstance(place.experiment.simulator, RecordedConfig),
+        headline=headline(summary, world, online=online),
+        hallucinated=hallucinated(summary["hallucination"], summary["closed_loop"]),
+        facts=facts(folder, place.experiment),
+        policies=policy_labels(online),
+        tasks=_tasks(evaluation),
+        curves=curves(read_records(folder.path / "metrics.jsonl")),
+        hallucination=hallucination_table.replayed_rows(summary["hallucination"]),
+        error_plots=hallucination_table.error_plots(summary["hallucination"]),
+        depth_plots=hallucination_table.depth_plots(summary["hallucination"]),
+        closed=hallucination_table.closed_rows(summary["closed_loop"]),
+        closed_plots=hallucination_table.closed_plots(summary["closed_loop"]),
+        videos=_videos(summary["world_model"]),
+        following=_following(summary["action_following"]),
+        judges=_judges(judged),
+        rule=rule,
+        player=player(replays, rule),
+        strip=still(strip(best(replays))) if replays else None,
+        keyframes=_keyframes(folder.path),
+        timeline=timeline(folder),
+        config=yaml.safe_dump(folder.config, sort_keys=False),
+        stages={name: json.dumps(stage["summary"], indent=2) for name, stage in folder.stages().items()},
+        provenance=provenance(folder, place.experiment),
+    )
+    write_text(folder.path / REPORT, text)
+    write_json(folder.path / SUMMARY, summary)
+    if replays:
+        _write_bytes(folder.path / STRIP, png(strip(best(replays))))
+    return {"html": str(REPORT), "bytes": len(text.encode())}
+
+
+def _summary(folder: RunFolder, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """All numbers of the report."""
+    return {
         "success": {
             name: {key: found["success"][key] for key in ("rate", "n", "ci95")} for name, found in evaluation.items()
         },
         "paired": _paired(evaluation),
         "ledger": folder.ledger(),
         "seconds": _seconds(folder),
-        "hallucination": measured,
-        "closed_loop": closed,
-        "world_model": videos,
-        "action_following": following,
-        "compare_reward": judged,
+        "hallucination": _json(folder.path / hallucination.SUMMARY),
+        "closed_loop": _json(folder.path / closed_loop.SUMMARY),
+        "world_model": _json(folder.path / world_model_eval.SUMMARY),
+        "action_following": _json(folder.path / action_following.SUMMARY),
+        "compare_reward": _json(folder.path / compare_reward.SUMMARY),
     }
-    text = _template().render(
-        name=folder.path.resolve().name,
-        summary=summary,
-        policies=POLICIES,
-        world=next((found["world"] for found in evaluation.values()), TRUE),
-        success_plot=_success_plot(evaluation),
-        tasks=_tasks(evaluation),
-        curves=curves(read_records(folder.path / "metrics.jsonl")),
-        hallucination=_hallucination_rows(measured),
-        depths=_depth_plots(measured),
-        closed=hallucination_table.closed_rows(closed),
-        closed_plots=hallucination_table.closed_plots(closed),
-        videos=_videos(videos),
-        following=_following(following),
-        judges=_judges(judged),
-        replays=[_shown(replay) for replay in replays],
-        keyframes=_keyframes(folder.path),
-        config=yaml.safe_dump(folder.config, sort_keys=False),
-        stages={name: json.dumps(stage["summary"], indent=2) for name, stage in folder.stages().items()},
-        provenance=_provenance(folder.config),
-    )
-    write_text(folder.path / REPORT, text)
-    write_json(folder.path / SUMMARY, summary)
-    if replays:
-        _write_bytes(folder.path / STRIP, png(strip(_best(replays))))
-    return {"html": str(REPORT), "bytes": len(text.encode())}
 
 
 def _write_bytes(path: Path, content: bytes) -> None:
@@ -120,13 +121,14 @@ def _write_bytes(path: Path, content: bytes) -> None:
 
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=_percent, interval=_interval, duration=duration)
+    environment.filters.update(percent=_percent, interval=_interval, points=_points, count=_count, duration=duration)
+    environment.globals["file"] = lambda name: Markup((TEMPLATES / name).read_text())  # of our own, not to be escaped
     return environment.get_template("report.html.j2")
 
 
@@ -134,8 +136,18 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
+def _points(share: float) -> str:
+    """A difference of shares, with a true minus sign."""
+    return f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _count(number: int) -> str:
+    """With thin spaces between thousands."""
+    return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
 def _interval(ci95: tuple[float, float]) -> str:
-    return f"{100 * ci95[0]:.1f} to {100 * ci95[1]:.1f}"
+    return f"{100 * ci95[0]:.1f} to {100 * ci95[1]:.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -168,56 +180,10 @@ def _tasks(evaluation: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return tasks
 
 
-def _success_plot(evaluation: Mapping[str, Any]) -> Markup | None:
-    rates = {
-        POLICIES[name]: (found["success"]["rate"], *found["success"]["ci95"]) for name, found in evaluation.items()
-    }
-    return intervals(rates, title="Success with 95 % intervals") if rates else None
-
-
 def _seconds(folder: RunFolder) -> dict[str, float]:
     """Per stage, without the report itself, and `total`."""
     seconds = {name: stage["seconds"] for name, stage in folder.stages().items() if name != "report"}
     return {**seconds, "total": round(sum(seconds.values()), 3)}
-
-
-def _hallucination_rows(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per world model, purpose of the replayed episodes and kind of start."""
-    return [
-        {"world": WORLDS[world], "purpose": purpose, "start": kind.replace("_", " "), **found}
-        for world, by_purpose in measured.items()
-        for purpose, report in by_purpose.items()
-        for kind, found in report["by_start"].items()
-    ]
-
-
-def _depth_plots(measured: Mapping[str, Any]) -> list[Markup]:
-    """Error by depth, for each purpose: world models by colour, keyframes dashed."""
-    purposes = dict.fromkeys(purpose for by_purpose in measured.values() for purpose in by_purpose)
-    return [
-        lines(
-            [
-                Series(
-                    f"{WORLDS[world]}, {kind.replace('_', ' ')}",
-                    range(1, len(found[key]) + 1),
-                    found[key],
-                    dashed=kind == "keyframe",
-                    colour=list(WORLDS).index(world),
-                )
-                for world, by_purpose in measured.items()
-                for kind, found in by_purpose.get(purpose, {"by_start": {}})["by_start"].items()
-                if key in found  # a run that was measured by an older version has no gap
-            ],
-            title=f"{title} by depth, actions of {purpose}",
-            x="imagined chunk",
-            y=unit,
-        )
-        for purpose in purposes
-        for key, title, unit in (
-            ("psnr_by_depth", "PSNR", "dB"),
-            ("gap_by_depth", "Gap in success probability", "imagined from true"),
-        )
-    ]
 
 
 def _videos(measured: Mapping[str, Any]) -> dict[str, list[Any]] | None:
@@ -256,28 +222,6 @@ def _replays(run: Path) -> list[Replay]:
     return load_replays(path) if path.is_file() else []
 
 
-def _best(replays: list[Replay]) -> Replay:
-    """A replay in which both succeed, if there is one: it shows the whole task."""
-    return next((replay for replay in replays if replay.outcome == "both_succeed"), replays[0])
-
-
-def _shown(replay: Replay) -> dict[str, str]:
-    """Address and caption of an animation."""
-    steps = len(replay.probability_T)
-    times = [
-        f"{world} after {first + 1} steps" if first < steps else f"{world} never"
-        for world, first in (("true", replay.true_first), ("imagined", replay.imagined_first))
-    ]
-    return {
-        "source": data_uri(animation(replay), "webp"),
-        "instruction": replay.instruction,
-        "outcome": replay.outcome,
-        "label": OUTCOMES[replay.outcome],
-        "times": f"Success: {', '.join(times)}",
-        "origin": f"{replay.episode}, from step {replay.step}",
-    }
-
-
 def _keyframes(run: Path) -> list[dict[str, Any]]:
     """A gallery for every bank of the run, those of refinement after the first."""
     rounds = sorted((run / "refine").glob("round_*"), key=lambda folder: (len(folder.name), folder.name))
@@ -287,23 +231,17 @@ def _keyframes(run: Path) -> list[dict[str, Any]]:
     for name, path in banks.items():
         if path.is_file():
             bank = KeyframeBank.load(path)
-            starts = bank.keyframes.starts
-            chosen = np.unique(np.linspace(0, len(starts) - 1, min(len(starts), GALLERY)).round().astype(int))
-            shown = [{"source": data_uri(png(starts[i].memory_MHWC[-1]), "png"), "start": starts[i]} for i in chosen]
+            shown = [{"source": still(start.memory_MHWC[-1]), "start": start} for start in _chosen(bank.keyframes)]
             galleries.append({"name": name, "reasons": bank.reasons(), "shown": shown})
     return galleries
 
 
-def _provenance(config: Mapping[str, Any]) -> dict[str, str]:
-    """What made the run, and the machine that this report was made on."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {
-        "wovr": importlib.metadata.version("wovr"),
-        "seed": str(config.get("seed")),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "processor": f"{processor()}, {os.cpu_count()} cores",
-        "GPU": device,
-        "precision": precision("auto"),
-        "written": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-    }
+def _chosen(keyframes: KeyframeBank) -> list[StartState]:
+    """At most GALLERY of them, as many of each reason, evenly spaced: rare reasons are to be seen too."""
+    found = []
+    reasons = keyframes.reasons()
+    for reason in reasons:
+        starts = keyframes.select(reason=reason).starts
+        places = np.linspace(0, len(starts) - 1, min(len(starts), max(1, GALLERY // len(reasons))))
+        found += [starts[i] for i in places.round().astype(int)]
+    return found
