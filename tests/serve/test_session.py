@@ -192,12 +192,16 @@ def test_a_world_that_is_not_there_says_why():
     assert session.shown == ("true",), "what was asked for comes back where it can"
 
 
-def test_a_simulator_that_is_lost_is_an_error_and_not_a_picture():
-    session = make_session(ScriptedSimulator(loses=(0, 2)))
-    session.show(["true"])
-    session.step(random_actions(1)[0])
+def test_a_simulator_that_is_lost_is_an_error_and_imagination_goes_on():
+    session, actions = make_session(ScriptedSimulator(loses=(0, 2))), random_actions(H)
+    session.show(["imagined", "true"])
+    session.step(actions[0])
     with pytest.raises(UserError, match="found its process gone"):
-        session.step(random_actions(1)[0])
+        session.step(actions[1])
+    session.show(["imagined"])
+    drive(session, actions[1:])
+    assert session.depth == len(session.curves["imagined"]) == H
+    assert np.array_equal(session.glimpses["imagined"].frame_HWC, library(0, actions[None])[0][-1])
 
 
 def test_starts_are_drawn_by_kind_and_never_twice_in_a_row():

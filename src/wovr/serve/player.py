@@ -6,6 +6,7 @@ is asked of the thread is bounded: of the keys only the newest state counts, and
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -18,7 +19,7 @@ from wovr.core.errors import UserError
 from wovr.policy.base import Policy
 from wovr.serve.controls import action_of, controls_of
 from wovr.serve.messages import Act, Command, Grip, Keys, Reset, Speed, Worlds, pack_frame
-from wovr.serve.session import LONGEST, Sampling, Session
+from wovr.serve.session import Sampling, Session
 
 STEPS_PER_SECOND = 8.0
 """A hand crosses the embedded table in about two seconds."""
@@ -82,9 +83,11 @@ class Player:
 
     def let_go(self) -> None:
         """Nobody drives any more."""
-        self._n = 0
-        self.hold(Keys(type="keys", held=()))
-        self.ask(Act(type="policy", name=None))
+        with self._wake:
+            self._n = 0  # the next driver counts anew
+            self._keys, self._tapped, self._name = Keys(type="keys", held=()), frozenset(), None
+        with contextlib.suppress(UserError):  # what waits is told soon enough
+            self.ask(None)
 
     def ask(self, command: Command | None) -> None:
         """Have this done before the next step; None has everything told again. UserError where too much waits."""
@@ -173,10 +176,6 @@ class Player:
 
     def _step(self, held: frozenset[str], fine: bool, n: int, name: str | None) -> None:
         session = self.session
-        if session.depth >= LONGEST:
-            self._rest()
-            raise UserError(f"{LONGEST} steps are as far as this goes; begin anew")
-        before = time.monotonic()
         if name is not None and self._policy is not None:
             session.step_policy(self._policy[1], self.driver.sampling)
         else:
@@ -184,7 +183,7 @@ class Player:
             action_A = action_of(self.controls, held, session.action_dim, session.closed, fine)
             session.step(action_A)
             self._grip_left = max(0, self._grip_left - 1)
-        self._publish("frame", self._frame(n, name, time.monotonic() - before))
+        self._publish("frame", self._frame(n, name))
         if name is None:
             if self._runs():
                 session.prepare(action_A)  # most likely the same again, and then no time is lost
@@ -196,7 +195,7 @@ class Player:
         elif self._policy is not None:
             session.plan(self._policy[1], self.driver.sampling)
 
-    def _frame(self, n: int, policy: str | None, seconds: float) -> bytes:
+    def _frame(self, n: int, policy: str | None) -> bytes:
         session = self.session
         header = {
             "attempt": session.attempt,
@@ -204,7 +203,7 @@ class Player:
             "n": n,
             "policy": policy,
             "closed": session.closed,
-            "milliseconds": round(1000 * seconds, 1),
+            "chunk_ms": round(1000 * session.tracks["imagined"].seconds, 1),
             "success": {world: round(glimpse.success, 4) for world, glimpse in session.glimpses.items()},
             "success_step": {world: session.success_step(world) for world in session.shown},
         }
@@ -226,4 +225,4 @@ class Player:
             "curves": {world: [round(value, 4) for value in session.curves[world]] for world in session.shown},
         }
         self._publish("scene", scene)
-        self._publish("frame", self._frame(self._n, self._name, 0.0))
+        self._publish("frame", self._frame(self._n, self._name))

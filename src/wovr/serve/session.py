@@ -139,7 +139,7 @@ class Session:
         if self.depth >= LONGEST:
             raise UserError(f"expected at most {LONGEST} steps from a start, found more; begin anew")
         expected_TA = action_A[None] if following_TA is None else np.concatenate([action_A[None], following_TA])
-        for world in self.shown:
+        for world in reversed(self.shown):  # the simulator first: where it is lost, nothing has happened
             self._advance(world, expected_TA)
         self.actions.append(action_A.copy())
         self.closed = bool(action_A[-1] > 0)

@@ -10,6 +10,7 @@ Legend: T env steps, H chunk length, A action dims; images are height x width x 
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,12 +66,18 @@ class Track(Protocol):
         """Do what can be done of the next step before it is due."""
         ...
 
+    @property
+    def seconds(self) -> float:
+        """What the last chunk took to compute."""
+        ...
+
 
 class ImaginedTrack:
     """A trajectory in the world model."""
 
     def __init__(self, world: ImaginedWorld) -> None:
         self.world = world
+        self._seconds = 0.0
         self._done = 0  # steps of the chunk that were taken
         self._actions_HA: Actions | None = None  # with which the chunk was imagined; none was yet
         self._imagined: tuple[Chunk, ImaginedState] | None = None
@@ -105,7 +112,13 @@ class ImaginedTrack:
         rest_TA = np.concatenate([rest_TA, np.repeat(rest_TA[-1:], H - self._done - len(rest_TA), axis=0)])
         before_TA = rest_TA[:0] if self._actions_HA is None else self._actions_HA[: self._done]
         self._actions_HA = np.concatenate([before_TA, rest_TA])
+        began = time.perf_counter()
         self._imagined = self.world.foresee(self._actions_HA[None])
+        self._seconds = time.perf_counter() - began
+
+    @property
+    def seconds(self) -> float:
+        return self._seconds
 
     def _foreseen(self, action_A: Actions) -> bool:
         """Whether the chunk that is there was imagined with this action next."""
@@ -130,6 +143,10 @@ class TrueTrack:
 
     def prepare(self, expected_TA: Actions) -> None:
         """A simulator is asked when a step is due."""
+
+    @property
+    def seconds(self) -> float:
+        return 0.0
 
     def _glimpse(self, chunk: Chunk) -> Glimpse:
         if chunk.lost_B[0]:

@@ -1,6 +1,7 @@
 // Hands: keyboard and touch, turned into the set of controls that are held.
 
 const ARROWS = { ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", " ": "space" };
+const NOTHING = JSON.stringify([[], false]);
 const ON_PAD = { left: "←", right: "→", up: "↑", down: "↓" };
 
 export class Hands {
@@ -12,7 +13,7 @@ export class Hands {
     this.keys = new Set(); // keys that are down
     this.touched = new Set(); // controls under a finger
     this.fineKey = this.fineButton = false;
-    this.last = "";
+    this.last = NOTHING;
     this.buttons = new Map();
     for (const control of controls) this.addButton(control);
     addEventListener("keydown", (event) => this.down(event));
@@ -76,6 +77,12 @@ export class Hands {
     this.touched.clear();
     this.fineKey = false;
     this.tell(event);
+  }
+
+  /** Forget what is held, without a word: somebody else drives. */
+  drop() {
+    this.last = NOTHING;
+    this.letGo(null);
   }
 
   tell(event) {

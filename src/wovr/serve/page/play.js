@@ -13,6 +13,8 @@ let scene = null; // the present attempt: start, worlds, curves
 let hands = null;
 let sent = 0; // messages with keys, by which frames say what they contain
 let pressed = null; // {n, at}: the last press that no frame has answered yet
+let shown = 0; // depth of the frame that is drawn
+let driving = false;
 let toastTimer = 0;
 
 const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/ws${location.search}`);
@@ -37,7 +39,7 @@ function say(message) {
 /** Say something that the world answers with a frame. */
 function press(message, event) {
   const n = ++sent;
-  if (message.type !== "keys" || message.held.length) pressed = { n, at: event.timeStamp };
+  if (driving && (message.type !== "keys" || message.held.length)) pressed = { n, at: event.timeStamp };
   say({ ...message, n });
 }
 
@@ -83,8 +85,8 @@ function greet(message) {
     ...hello.controls.map(({ keys, label }) => [keys, label === "wait" ? "let time pass" : label]),
     [[" "], "close or open the gripper"],
     [["shift"], "fine moves"],
-    [["p"], `let the policy drive${newest ? ` (${newest})` : ""}`],
-    [["f", "k", "r"], "first frame, keyframe, same again"],
+    [["p"], "newest policy, on or off"],
+    [["f", "k", "r"], "first frame, keyframe, again"],
     [["1", "2", "3"], "world model, both, simulator"],
   ]);
 }
@@ -144,20 +146,23 @@ function setScene(message) {
   $("pace").textContent = `${scene.steps_per_second} steps/s`;
 }
 
-function setSeat({ driving, viewers }) {
+function setSeat({ driving: mine, viewers }) {
+  driving = mine;
   document.body.classList.toggle("watching", !driving);
   const others = viewers - 1;
   const people = others === 1 ? "1 other looks on" : `${others} others look on`;
   $("seat").textContent = driving ? (others ? `You drive; ${people}.` : "You drive.") : "You look on; somebody else drives.";
   $("drive").hidden = driving;
-  if (!driving) hands?.letGo(new Event("seat"));
+  if (!driving) hands?.drop();
 }
 
-function showHeader({ depth, closed, policy, success, success_step: done, psnr }) {
+function showHeader({ depth, closed, policy, success, success_step: done, chunk_ms: chunk, psnr }) {
+  shown = depth;
   $("depth").textContent = `${depth} ${depth === 1 ? "step" : "steps"}`;
   $("chunks").textContent = (depth / hello.chunk_length).toFixed(1);
   const probability = depth ? success.imagined : undefined;
   $("probability").textContent = probability === undefined ? "–" : probability.toFixed(2);
+  $("chunk").textContent = chunk ? `${Math.round(chunk)} ms` : "–";
   $("gripper").textContent = closed ? "closed" : "open";
   $("grip").textContent = closed ? "Open gripper" : "Close gripper";
   $("grip").setAttribute("aria-pressed", String(closed));
@@ -170,8 +175,16 @@ function showHeader({ depth, closed, policy, success, success_step: done, psnr }
   }
   if (psnr !== undefined) $("gap").textContent = psnr === Infinity ? "none" : `${psnr.toFixed(1)} dB`;
   judge(done);
+  redraw();
+}
+
+/** The curve, as far as the frame that is shown. */
+function redraw() {
+  if (!scene || !hello) return;
+  const curves = Object.entries(scene.curves).map(([world, curve]) => [world, curve.slice(0, shown)]);
   const { threshold } = hello.rules.imagined;
-  drawCurve($("curve"), scene.curves, { threshold, horizon: hello.horizon, chunkLength: hello.chunk_length });
+  const settings = { threshold, horizon: hello.horizon, chunkLength: hello.chunk_length };
+  drawCurve($("curve"), Object.fromEntries(curves), settings);
 }
 
 /** What the verdicts of the two worlds mean together. */
@@ -220,6 +233,5 @@ for (const button of document.querySelectorAll("[data-worlds]"))
   button.addEventListener("click", () => say({ type: "worlds", shown: button.dataset.worlds.split(" ") }));
 // What was clicked gives the keyboard back; what was reached by keyboard keeps it.
 document.addEventListener("click", (event) => event.detail && document.activeElement?.closest("button")?.blur());
-const redraw = () => scene && hello && drawCurve($("curve"), scene.curves, { threshold: hello.rules.imagined.threshold, horizon: hello.horizon, chunkLength: hello.chunk_length });
 addEventListener("resize", redraw);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
