@@ -49,6 +49,7 @@ Examples:
   wovr eval configs/tabletop.yaml --what world-model
                                        imagined videos beside true ones
   wovr report configs/tabletop.yaml    one HTML file of what there is so far
+  wovr play runs/demo                  drive its imagination yourself
 """
 
 SHARED = (
@@ -248,7 +249,7 @@ _add("report", "Write one HTML file about the run, and its numbers as JSON.")
 
 
 app.command(epilog=convert.EXAMPLES)(convert.convert)
-for tool in (tools.study, tools.pretrain, tools.plan, tools.doctor, tools.export):
+for tool in (tools.study, tools.play, tools.pretrain, tools.plan, tools.doctor, tools.export):
     app.command()(tool)
 
 

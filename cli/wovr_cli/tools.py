@@ -90,6 +90,27 @@ def doctor(
         raise typer.Exit(1)
 
 
+def play(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; others than loopback ask for a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 takes a free one.")] = 8420,
+    seed: Annotated[int, typer.Option(min=0, help="Of the starts, of imagination and of the policy.")] = 0,
+) -> None:
+    """Drive the imagined environment of a run, on a local web page.
+
+    The world model answers to keyboard or touch; the true simulator can follow the same actions beside it, and the
+    run's policies can drive. Nothing is written. Ctrl-C ends it.
+    """
+    from wovr.serve.server import play as serve
+
+    def say(address: str) -> None:
+        print(f"wovr play: {address}\nCtrl-C ends it.", flush=True)
+
+    serve(run, host, port, seed, say)
+
+
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", autocompletion=complete_run)],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Safetensors file to write; of a policy, a folder.")],

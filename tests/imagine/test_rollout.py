@@ -253,7 +253,7 @@ def test_a_hold_may_cross_the_border_of_chunks():
     world = make_world(hold=2, threshold=0.5)
 
     def scripted(seen, instructions):
-        rows, c = [key.trajectory for key in world._keys], world._chunks[0] - 1
+        rows, c = [key.trajectory for key in world._keys], world._chunks[0]
         return torch.from_numpy(script[rows, c * H : c * H + H])
 
     world.reward.judge = scripted

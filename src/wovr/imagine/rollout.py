@@ -173,8 +173,8 @@ def rollout(
         if watch is not None:
             watch(keys, chunk)
         log.start(rows_B, chunk, View.of(policy, chunk), [world.instruction(start) for start in starts_B])
-        look, act = partial(View.of, policy), partial(_act, policy, temperature, correlation, greedy)
-        _run(world, look, act, keys, rows_B, chunk, log, watch)
+        look, choose = partial(View.of, policy), partial(act, policy, temperature, correlation, greedy)
+        _run(world, look, choose, keys, rows_B, chunk, log, watch)
     return log.batch(trajectory_N // group_size)
 
 
@@ -207,7 +207,7 @@ def _run(
             rows_B, keys, chunk = rows_B[running], [keys[row] for row in running], chunk.select(running)
 
 
-def _act(
+def act(
     policy: Policy,
     temperature: float,
     correlation: float,
@@ -217,12 +217,13 @@ def _act(
     keys: list[TrajectoryKey],
     c: int,
 ) -> PolicyBatch:
-    act = partial(policy.act, view.frames_BHWC, instructions, temperature=temperature, **view.asked)
+    """What the policy does in chunk `c` of trajectories `keys`: a function of these and of what it sees."""
+    choose = partial(policy.act, view.frames_BHWC, instructions, temperature=temperature, **view.asked)
     if greedy:
-        return act(uniforms_BK=None)
+        return choose(uniforms_BK=None)
     shape = (policy.chunk_length, policy.action_dim)
     normals = [normal(shape, key.seed, "policy-tokens", key.rollout, key.trajectory, c) for key in keys]
-    return act(uniforms_BK=correlated_uniforms(torch.stack(normals), correlation))
+    return choose(uniforms_BK=correlated_uniforms(torch.stack(normals), correlation))
 
 
 class _Log:

@@ -50,16 +50,27 @@ class ImaginedWorld:
         return _chunk(frames_B1HWC, np.zeros(frames_B1HWC.shape[:2], dtype=np.float32))
 
     def step(self, actions_BHA: Actions) -> Chunk:
+        chunk, following = self.foresee(actions_BHA)
+        self.follow(following)
+        return chunk
+
+    def foresee(self, actions_BHA: Actions) -> tuple[Chunk, ImaginedState]:
+        """What the next chunk would be under these actions, and the state that it would lead to. Nothing advances."""
         assert self._state is not None, "reset comes first"
         shape = self.model.noise_shape(self._state)
         rows = [(key.seed, key.rollout, key.world, chunk) for key, chunk in zip(self._keys, self._chunks, strict=True)]
         draws = {row: normal(shape, row[0], "world-noise", *row[1:]) for row in set(rows)}  # a group shares its draw
         noise = torch.stack([draws[row] for row in rows])
         device = self.model.device
-        _, seen, self._state = self.model.step(self._state, torch.from_numpy(actions_BHA).to(device), noise.to(device))
-        self._chunks = [chunk + 1 for chunk in self._chunks]
+        actions = torch.from_numpy(actions_BHA).to(device)
+        _, seen, following = self.model.step(self._state, actions, noise.to(device))
         probability_BT = self.reward.judge(seen, self._instructions)
-        return _chunk(seen.frames_BTHWC.cpu().numpy(), probability_BT.cpu().numpy())
+        return _chunk(seen.frames_BTHWC.cpu().numpy(), probability_BT.cpu().numpy()), following
+
+    def follow(self, following: ImaginedState) -> None:
+        """Go to the state that `foresee` gave."""
+        self._state = following
+        self._chunks = [chunk + 1 for chunk in self._chunks]
 
     def leave(self) -> None:
         """Give up all trajectories, and the memory that their contexts take."""
