@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
-from wovr_cli.main import app
+from wovr_cli.main import EXAMPLES, app
 
 from wovr.core.config import KIND
 from wovr.stages.experiment import Experiment
@@ -260,6 +260,7 @@ def command_line() -> str:
     stages = [(f"`{name}`", f"`wovr {one.command}`", one.reads, one.writes) for name, one in STAGES.items()]
     parts = [f"{MADE}\n\n# The command line", _help(group.help), _markdown_table(("command", "what it does"), listed)]
     parts += ["Of `wovr` itself:", _markdown_table(OPTIONS, [_row(one) for one in group.params]), ENDS]
+    parts += [_help(EXAMPLES)]
     parts += ["## Stages", STAGES_OF, _markdown_table(("stage", "command", "reads", "writes"), stages)]
     parts += ["## Shared arguments", SHARED, _markdown_table(OPTIONS, shared)]
     for name, command in commands:
@@ -279,13 +280,20 @@ def _row(one: Any) -> tuple[str, str, str]:
     """An argument or option: what is typed, what it means, its default."""
     is_argument, is_flag = one.param_type_name == "argument", getattr(one, "is_flag", False)
     names = [one.metavar or one.name.upper()] if is_argument else [*one.opts, *one.secondary_opts]
-    kind = (*get_args(one.type_descriptor.annotation), one.type_descriptor.annotation)[0]
-    takes = "" if is_argument or is_flag else f" {one.metavar or kind.__name__.upper()}"
+    takes = "" if is_argument or is_flag else f" {one.metavar or _value(one.type_descriptor.annotation)}"
     default = "" if one.default is None or (is_flag and one.default is False) else f"`{one.default}`"
     if isinstance(one.show_default, str):
         default = one.show_default.replace("<", "&lt;")
     typed = ", ".join(f"`{_cell(name + takes)}`" for name in names)
     return typed, _cell(one.help or ""), "required" if one.required else _cell(default)
+
+
+def _value(annotation: Any) -> str:
+    """What stands for an option's value: `INT` for integers and lists of them, choices by name."""
+    if get_origin(annotation) is Literal:
+        return "|".join(map(str, get_args(annotation)))
+    kind = (*get_args(annotation), annotation)[0]
+    return getattr(kind, "__name__", str(kind)).upper()
 
 
 def _help(text: str) -> str:

@@ -96,3 +96,11 @@ def test_every_command_and_option_is_on_the_page():
         assert f"\n## wovr {name}\n" in page
         for option in command.params:
             assert (option.opts[0] if option.param_type_name == "option" else option.metavar) in known
+
+
+def test_values_of_options_are_told():
+    assert [generate._value(one) for one in (int, list[int], Path, Literal["a", "b"])] == ["INT", "INT", "PATH", "a|b"]
+
+
+def test_what_is_to_be_kept_as_it_is_becomes_code():
+    assert generate._help("One\nline.\n\n\b\n  a   b\n  c\n\nMore.") == "One line.\n\n```\na   b\nc\n```\n\nMore."
