@@ -5,7 +5,7 @@ BIN := .venv/bin
 # LIBERO's meshes and textures; without them its tests are skipped and nothing of it is installed.
 ASSETS := $(abspath $(or $(WOVR_LIBERO_ASSETS),$(wildcard ../shared/libero-assets)))
 
-.PHONY: help demo study test lint format pretrained clean
+.PHONY: help demo study test lint format docs pretrained clean
 .DEFAULT_GOAL := help
 
 help: ## Show this.
@@ -29,6 +29,9 @@ lint: .venv/installed ## Check style, types and who imports whom.
 format: .venv/installed ## Mend what can be mended without a person.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: .venv/installed ## Write the references of configuration and command line anew from the code.
+	$(BIN)/python docs/generate.py
 
 pretrained: .venv/installed ## Make data/pretrained anew, in about 90 minutes on two cores.
 	$(BIN)/wovr pretrain configs/pretrain.yaml --out build/pretrain

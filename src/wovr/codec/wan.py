@@ -44,6 +44,7 @@ class WanCodecConfig(Config):
     encoder_width: int = Field(160, ge=1)
     """Channels at half of the image's size."""
     decoder_width: int = Field(256, ge=1)
+    """The same of the decoder."""
     width_factors: tuple[int, int, int, int] = (1, 2, 4, 4)
     """Channels at a half, quarter, eighth and sixteenth of the image's size, as multiples of these widths."""
     blocks: int = Field(2, ge=1)

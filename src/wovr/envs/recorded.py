@@ -13,6 +13,7 @@ class RecordedConfig(Config):
     """What there is to say of the recordings."""
 
     kind: Literal["recorded"] = "recorded"
+    """Tells this section from that of a simulator."""
     image_size: int = Field(256, ge=8)
     """Pixels of their square frames; `wovr convert --size` makes them so."""
     horizon: int = Field(256, ge=8)

@@ -20,6 +20,7 @@ class EvalConfig(Config):
     repeats: int = Field(2, ge=1)
     """Episodes per initial state, each with its own seed."""
     temperature: float = Field(1.0, gt=0)
+    """Of the policy's sampling."""
     greedy: bool = False
     """Take the likeliest tokens. Sampling is what RL improves and what the reference evaluates."""
 

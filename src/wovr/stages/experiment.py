@@ -205,8 +205,11 @@ class Experiment(Config):
     """All of it. One file under configs/ per experiment."""
 
     seed: int = 0
+    """Of every random draw: the same seed gives the same run."""
     simulator: SimulatorConfig = TabletopConfig()
+    """Where rollouts are true; or, of a robot that no simulator stands for, what its recordings are."""
     policy: PolicyConfig = SmallVLAConfig()
+    """What acts and is trained."""
     sft: SftConfig = SftConfig()
     collect: CollectConfig = CollectConfig()
     codec: CodecStageConfig

@@ -36,6 +36,7 @@ class PretrainConfig(WorldTrainingConfig):
     """What the backbone is and what it is trained on."""
 
     seed: int = 0
+    """Of every random draw."""
     pretrained: Path | None = None
     """Folder of an earlier pretraining to go on from: its codec is taken, and its network trains on with `own_memory`
     alone."""

@@ -17,6 +17,7 @@ class RLConfig(Config):
     """Reinforcement learning in imagination."""
 
     updates: int = Field(40, ge=0)
+    """Rounds of rollouts and training on them; 0 leaves the base policy as it is."""
     groups: int = Field(24, ge=1)
     """Start states per update; trajectories are groups x group_size."""
     starts: SamplerConfig = SamplerConfig()
@@ -57,6 +58,7 @@ class RefineConfig(Config):
     """PACE: what one round of co-evolution adds."""
 
     rounds: int = Field(1, ge=0)
+    """At most so many; 0 is without PACE."""
     min_gain: float | None = Field(None, ge=-1, le=1)
     """Share of true rollouts by which a policy must succeed more often than the one a round before, or rounds end and
     the better of the two stands (`wovr.stages.rounds`). None runs all rounds (the paper)."""
@@ -65,6 +67,7 @@ class RefineConfig(Config):
     world_steps: int = Field(600, ge=1)
     """Training steps of the world model on the mixture of old and new rollouts."""
     reward_steps: int = Field(200, ge=1)
+    """Of the success classifier."""
     decoder_steps: int = Field(400, ge=1)
     """Of the decoder, where `decoder.train` asks for it at all."""
     rate: float = Field(1.0, gt=0)

@@ -67,6 +67,7 @@ class StudyConfig(Config):
     experiment: Path
     """YAML file; relative paths are looked up beside the study's."""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    """Every cell is run with each of them."""
     cells: dict[str, StudyCell] = Field(min_length=1)
     """By name, in the order in which they are run. The one without overrides is what the others are compared with."""
 

@@ -21,6 +21,7 @@ class TabletopConfig(Config):
     """The tabletop suite."""
 
     kind: Literal["tabletop"] = "tabletop"
+    """Tells this section from that of another simulator."""
     image_size: int = 64
     """Pixels; the geometry is drawn for 64."""
     horizon: int = 48
