@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -100,7 +101,18 @@ def _starts(run: Path, seed: int) -> list[Start]:
             config = SamplerConfig(keyframe_fraction=share)
             chosen += draw_starts(part, min(STARTS, len(part)), config, seed=seed, update=PLAY)
     unique = {id(start): start for start in chosen}  # a task with few starts has some drawn twice
-    return [Start(start, _way(start, store, known)) for start in unique.values()]
+    return [Start(_apart(start), _way(start, store, known)) for start in unique.values()]
+
+
+def _apart(start: StartState) -> StartState:
+    """A start that does not keep the whole bank alive, nor comes from the disk when it is first looked at."""
+    return replace(
+        start,
+        reference_HWC=start.reference_HWC.copy(),
+        memory_MHWC=start.memory_MHWC.copy(),
+        memory_actions_MA=start.memory_actions_MA.copy(),
+        moved_A=None if start.moved_A is None else start.moved_A.copy(),
+    )
 
 
 def _way(start: StartState, store: EpisodeStore, known: set[str]) -> RecordedStart | None:
