@@ -25,8 +25,9 @@ def run(good: list[float], bad: list[float], rate: float, hold: int = 2, length:
 
 
 def test_separable_episodes_get_the_threshold_midway_in_logits() -> None:
-    result = run(good=[0.95, 0.99], bad=[0.05, 0.02], rate=0.02)
-    assert abs(result.threshold - 0.5) < 0.03
+    """Between the worst failure and the worst success."""
+    result = run(good=[0.95, 0.99], bad=[0.62, 0.02], rate=0.02)
+    assert abs(result.threshold - 0.85) < 0.02
     assert (result.false_successes, result.missed_successes, result.agreement) == (0, 0, 1.0)
     assert (result.failed, result.succeeded) == (2, 2)
 
@@ -38,7 +39,12 @@ def test_the_rate_bounds_false_success_before_success_is_found() -> None:
     middling = run(good, bad, rate=0.1)
     assert 0.8 < middling.threshold < 0.97 and middling.false_successes <= 1
     loose = run(good, bad, rate=0.2)
-    assert 0.1 < loose.threshold < 0.7 and (loose.false_success_rate, loose.missed_success_rate) == (0.2, 0.0)
+    assert 0.5 <= loose.threshold < 0.7 and (loose.false_success_rate, loose.missed_success_rate) == (0.2, 0.0)
+
+
+def test_one_odd_success_does_not_lower_the_threshold_below_a_half() -> None:
+    result = run(good=[0.05, *[0.99] * 9], bad=[0.01] * 10, rate=0.02)
+    assert result.threshold >= 0.5 and (result.false_successes, result.missed_successes) == (0, 1)
 
 
 def test_hold_ignores_flicker() -> None:

@@ -19,8 +19,9 @@ from wovr.core.config import Config
 FirstSuccess = Callable[[NDArray[np.float32], float, int], Tensor]
 """`wovr.metrics.success.first_success`: (prob_BT, threshold, hold) -> index (B,), T where there is none."""
 
-LOGITS = np.linspace(-6.0, 6.0, 121)
-"""Candidate thresholds, as logits: 0.0025 to 0.9975."""
+LOGITS = np.linspace(0.0, 6.0, 61)
+"""Candidate thresholds, as logits: 0.5 to 0.9975. Below Eq. 8's 0.5 one odd success among some twenty would choose, and
+imagined smears, which true frames do not show, would pass."""
 
 
 class CalibrationConfig(Config):
