@@ -91,7 +91,7 @@ def doctor(
 
 
 def play(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", autocompletion=complete_run)],
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where to listen; others than loopback ask for a token.")
     ] = "127.0.0.1",
