@@ -27,12 +27,12 @@ VALIDATION = {
 }
 
 
-def curves(records: Sequence[Record]) -> list[Markup]:
-    """Every curve that there are records for: RL first, then validation, then losses."""
+def curves(records: Sequence[Record], *, online: bool) -> list[Markup]:
+    """Every curve that there are records for: RL first, in the simulator where `online`, then validation, losses."""
     found = []
     rl = rl_records(records)
     if rl:
-        found += _rl_curves(rl)
+        found += _rl_curves(rl, online=online)
     found += _alarm_curves(records)
     validated = [
         (title, [line for line in phase if "validation/agreement" in line])
@@ -89,14 +89,15 @@ def rl_records(records: Sequence[Record]) -> dict[str, list[Record]]:
     return {stage: [by_step[step] for step in sorted(by_step)] for stage, by_step in found.items()}
 
 
-def _rl_curves(rl: Mapping[str, Sequence[Record]]) -> list[Markup]:
+def _rl_curves(rl: Mapping[str, Sequence[Record]], *, online: bool) -> list[Markup]:
     """One axis of updates over all phases."""
     success, entropy, apart = [], [], []
     x: list[float] = []
     dropped: dict[str, list[float]] = {"kept": [], "all failed": [], "all succeeded": []}
     for stage, phase in rl.items():
         updates = [len(x) + place for place in range(1, len(phase) + 1)]
-        label = "RL in imagination" if stage == "rl" else f"after PACE {stage.removeprefix('refine-').split('/')[0]}"
+        first = "RL in the simulator" if online else "RL in imagination"
+        label = first if stage == "rl" else f"after PACE {_round(stage)}"
         success.append(Series(label, updates, _values(phase, "success")))
         entropy.append(Series(label, updates, _values(phase, "entropy")))
         apart.append(Series(label, updates, _values(phase, "kl_base")))
@@ -107,7 +108,7 @@ def _rl_curves(rl: Mapping[str, Sequence[Record]]) -> list[Markup]:
             dropped["all failed"].append(failed)
             dropped["all succeeded"].append(succeeded)
     found = [
-        lines(success, title="Imagined success", x="update", y="%", percent=True),
+        lines(success, title="True success" if online else "Imagined success", x="update", y="%", percent=True),
         stacked(x, dropped, title="Groups: kept, or dropped for want of a signal", x_label="update", y="groups"),
     ]
     for series, title in ((entropy, "Policy entropy per action token"), (apart, "Divergence from the base policy")):
@@ -128,13 +129,18 @@ def _alarm_curves(records: Sequence[Record]) -> list[Markup]:
                 Series(label, sorted(phase), [phase[step][key] for step in sorted(phase)])
                 for key, label in (("imagined_rise", "in imagination"), ("true_rise", "in truth"))
             ],
-            title=f"{'RL' if name == 'rl' else 'PACE, RL'}: how far success has risen",
+            title=f"{'RL' if name == 'rl' else f'RL after PACE {_round(name)}'}: how far success has risen",
             x="update",
             y="points",
             percent=True,
         )
         for name, phase in looks.items()
     ]
+
+
+def _round(name: str) -> str:
+    """`1` of `refine-1/rl`."""
+    return name.removeprefix("refine-").split("/")[0]
 
 
 def _steps(phase: Sequence[Record]) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,8 @@ class Series:
 
 
 def lines(series: Sequence[Series], *, title: str, x: str, y: str, percent: bool = False) -> Markup:
-    """Lines over a common axis. Series without a value are left out; with `percent`, 0 to 1 is shown as 0 to 100."""
+    """Lines over a common axis. Series without a value are left out; with `percent`, 0 to 1 is shown as 0 to 100,
+    and what is below 0 is to be seen too."""
     with mpl.rc_context(STYLE):
         scale = 100 if percent else 1
         pointed = [[(a, scale * b) for a, b in zip(one.x, one.y, strict=True) if b is not None] for one in series]
@@ -85,8 +87,9 @@ def lines(series: Sequence[Series], *, title: str, x: str, y: str, percent: bool
                 )
         axes.set_xlim(left=0)
         if percent:
-            axes.set_ylim(-3, 103)
-            axes.set_yticks(range(0, 101, 25))
+            lowest = min((b for points in pointed for _, b in points), default=0.0)
+            axes.set_ylim(min(0.0, lowest) - 3, 103)
+            axes.set_yticks(range(25 * math.ceil(min(0.0, lowest) / 25), 101, 25))
         if labels > 1:
             _legend(axes, 2)
         return _svg(figure)

@@ -70,7 +70,7 @@ def run(place: Workplace) -> dict[str, Any]:
         facts=facts(folder, place.experiment),
         policies=policy_labels(online),
         tasks=_tasks(evaluation),
-        curves=curves(read_records(folder.path / "metrics.jsonl")),
+        curves=curves(read_records(folder.path / "metrics.jsonl"), online=online),
         hallucination=hallucination_table.replayed_rows(summary["hallucination"]),
         error_plots=hallucination_table.error_plots(summary["hallucination"]),
         depth_plots=hallucination_table.depth_plots(summary["hallucination"]),
