@@ -75,7 +75,7 @@ def write_hallucination(run):
     save_replays(run / hallucination.EXAMPLES, replays)
 
 
-def write_closed_loop(run):
+def write_closed_loop(run, world="base", start="keyframe"):
     """Three policies, imagined as they are."""
 
     def acted(successes):
@@ -89,9 +89,8 @@ def write_closed_loop(run):
 
     batches = [acted(successes) for successes in (2, 4, 7)]
     found = closed_loop.compare(["base", "rl-1", "imagination"], batches, batches, STEPS, seed=0)
-    write_json(
-        run / closed_loop.SUMMARY, {"policies": list(found["by_policy"]), "worlds": {"base": {"keyframe": found}}}
-    )
+    measured = {"policies": list(found["by_policy"]), "worlds": {world: {start: found}}}
+    write_json(run / closed_loop.SUMMARY, measured)
 
 
 def write_videos(run):

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.stages.reported import SIDE, make_replay, report_everything, workplace, write_evaluation
+from tests.stages.reported import (
+    SIDE,
+    make_replay,
+    report_everything,
+    workplace,
+    write_closed_loop,
+    write_evaluation,
+    write_hallucination,
+    write_metrics,
+)
 from wovr.core.source import source
 from wovr.stages import curves, report, report_headline
 from wovr.stages.pictures import strip
@@ -51,6 +60,11 @@ def words(path):
     return " ".join(re.sub(r"<[^>]*>", " ", text).split())
 
 
+def plots(path):
+    """The words in its pictures."""
+    return re.findall(r"<text[^>]*>([^<]*)</text>", (path / report.REPORT).read_text())
+
+
 def test_the_page_needs_nothing_else(full):
     text = (full / report.REPORT).read_text()
     found = Page(text)
@@ -70,7 +84,19 @@ def test_the_head_says_what_the_run_came_to(full):
     assert "True success 33.3 % → 100.0 %" in text
     assert "+66.7 points over the base policy, paired on the same 6 episodes: a gain (95 %: 1.0 to 99.0;" in text
     # Closed loop measured keyframes alone, so that replays speak: one false success of two failures, no false failure.
-    assert "recorded actions are replayed, these shares are 50.0 % (95 %: 9.5 to 90.5; 1 of 2) and 0.0 %" in text
+    failed = "success is imagined in 50.0 % (95 %: 9.5 to 90.5; 1 of 2) of those that fail in truth, and denied in 0.0"
+    assert f"recorded actions are replayed in the world model after PACE, {failed}" in text
+
+
+def test_what_the_last_policy_is_promised_stands_beside_replays(tmp_path):
+    with workplace(tmp_path / "run") as place:
+        write_hallucination(place.run.path)
+        write_closed_loop(place.run.path, world="pace", start="first_frame")
+        report.run(place)
+    text = words(tmp_path / "run")
+    acting = "Acting for itself in the world model after PACE, the last policy is promised success in 0.0 %"
+    assert f"{acting} (95 %: 0.0 to 79.3; 0 of 1)" in text, "the best of three, which failed once of eight times"
+    assert "replayed instead, these shares are 50.0 % (95 %: 9.5 to 90.5; 1 of 2) and 0.0 %" in text
 
 
 @pytest.mark.parametrize(
@@ -183,9 +209,11 @@ def test_training_in_the_simulator_has_no_world_model_to_speak_of(tmp_path):
     with workplace(tmp_path / "run", rl={"simulator": True}) as place:
         write_evaluation(place.run.path, "base", [1, 0])
         write_evaluation(place.run.path, "imagination", [1, 1])
+        write_metrics(place.run.path)
         report.run(place)
     text = words(tmp_path / "run")
     assert "after RL in the simulator" in text and "in imagination" not in text
+    assert "True success" in plots(tmp_path / "run") and "Imagined success" not in text
     assert "Hallucination" not in text and "Keyframes" not in text
 
 
@@ -196,6 +224,20 @@ def test_strip_shows_truth_above_imagination(full):
     last = image[:, -3 * SIDE :][1::3, 1::3]
     np.testing.assert_array_equal(last[:SIDE], replay.true_THWC[-1])
     np.testing.assert_array_equal(last[-SIDE:], replay.imagined_THWC[-1])
+
+
+def test_success_that_fell_in_truth_is_seen():
+    """Imagination rises, truth falls: what the alarm is for."""
+    looks = [
+        {"stage": "refine-2/rl/alarm", "step": step, "imagined_rise": 0.1 * step, "true_rise": -0.1 * step}
+        for step in (0, 4)
+    ]
+    (plot,) = curves.curves(looks, online=False)
+    assert "RL after PACE 2: how far success has risen" in plot
+    (frame,) = re.findall(r'<g id="patch_2">\s*<path d="([^"]*)"', plot)
+    truth = re.findall(r'<path d="(M [\d.]+ [\d.]+ \nL [\d.]+ [\d.]+ \n)" clip-path', plot)[-1]
+    highest, lowest = (end([float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", frame)]) for end in (min, max))
+    assert all(highest < float(y) < lowest for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", truth))
 
 
 def test_trainings_under_one_name_are_told_from_resumed_ones():
