@@ -10,8 +10,9 @@ from PIL import Image, ImageSequence
 from tests.stages.prepared import experiment, prepare, ready, updates
 from wovr.core.checkpoint import load_tensors
 from wovr.core.log import read_records
+from wovr.envs.chunked import Chunk, TrajectoryKey
 from wovr.stages import pipeline, rl
-from wovr.stages.film import is_filmed
+from wovr.stages.film import Film, is_filmed
 from wovr.stages.pictures import BAR, GAP, SUCCESS, WAITING, save_film
 
 
@@ -42,6 +43,14 @@ def test_films_stay_small(tmp_path: Path) -> None:
 def test_about_ten_films_whatever_the_length() -> None:
     for total, filmed in ((1, 1), (4, 4), (10, 10), (40, 10), (300, 10)):
         assert sum(is_filmed(update, total) for update in range(total)) == filmed and is_filmed(0, total)
+
+
+def test_large_frames_wait_for_their_film_as_small_as_it_shows_them() -> None:
+    film = Film(group_size=2)
+    frames_BTHWC = np.random.default_rng(0).integers(0, 255, (2, 8, 256, 256, 3), dtype=np.uint8)
+    chunk = Chunk(frames_BTHWC, np.zeros((2, 8), np.float32), np.zeros((2, 8, 0)), np.zeros(2, np.bool_))
+    film([TrajectoryKey(0, 0, trajectory, world=0) for trajectory in (1, 2)], chunk)
+    assert [piece.shape for piece in film._frames[1]] == [(8, 128, 128, 3)] and list(film._frames) == [1]
 
 
 @pytest.fixture(scope="module")

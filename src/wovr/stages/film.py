@@ -13,7 +13,7 @@ import numpy as np
 from wovr.core.types import Frames
 from wovr.envs.chunked import Chunk, TrajectoryKey
 from wovr.imagine.rollout import RolloutBatch
-from wovr.stages.pictures import save_film
+from wovr.stages.pictures import save_film, small
 
 FILMS = "films"
 """Folder beside the policy, NNNN.gif before update NNNN."""
@@ -30,11 +30,11 @@ class Film:
         self._frames: dict[int, list[Frames]] = {}
 
     def __call__(self, keys: Sequence[TrajectoryKey], chunk: Chunk) -> None:
-        """Keep the frames of a chunk."""
+        """Keep the frames of a chunk, as small as they are shown: whole ones of long rollouts would take a GB."""
         for row, key in enumerate(keys):
             group, place = divmod(key.trajectory, self._group_size)
             if place == 0 and group < PANELS:
-                self._frames.setdefault(group, []).append(chunk.frames_BTHWC[row].copy())
+                self._frames.setdefault(group, []).append(np.stack([small(one) for one in chunk.frames_BTHWC[row]]))
 
     def save(self, path: Path, batch: RolloutBatch) -> bool:
         """Write what was watched of `batch`, the groups of all ranks. False where the simulator lost all of it."""

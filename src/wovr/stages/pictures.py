@@ -53,7 +53,7 @@ def save_film(path: Path, videos: Sequence[tuple[Frames, int]]) -> None:
     for t in _shown(frames):
         ends = [min(int(t), len(video_THWC) - 1) for video_THWC, _ in videos]
         panels = [
-            _with_bar(_small(video_THWC[end]), end > first)
+            _with_bar(small(video_THWC[end]), end > first)
             for end, (video_THWC, first) in zip(ends, videos, strict=True)
         ]
         images.append(Image.fromarray(_row(np.stack(panels))))
@@ -66,7 +66,8 @@ def save_film(path: Path, videos: Sequence[tuple[Frames, int]]) -> None:
     )
 
 
-def _small(frame_HWC: Frames) -> Frames:
+def small(frame_HWC: Frames) -> Frames:
+    """A frame as large as a film shows it."""
     factor = -(-max(frame_HWC.shape[:2]) // FILM_SIDE)
     return np.asarray(Image.fromarray(frame_HWC).reduce(factor)) if factor > 1 else frame_HWC
 
