@@ -34,6 +34,12 @@ def test_other_ranks_are_silent(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_line_stays_one_line_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "[rl]: update 3: :star: " + 20 * "log-probabilities differ "
+    RunLog(tmp_path, plain=True).info(text)
+    assert capsys.readouterr().err == text + "\n"
+
+
 @pytest.mark.parametrize("torn", ['{"a": 2', '{"a": 2}', "x" * 200_000])
 def test_a_torn_last_line_is_ignored_and_then_cut_off(tmp_path: Path, torn: str) -> None:
     path = tmp_path / "r.jsonl"

@@ -157,7 +157,7 @@ class RunLog:
     def info(self, text: str) -> None:
         """Print one line on stderr, above what is drawn."""
         if self._active:
-            self._console.print(text, markup=False)
+            self._console.print(text, markup=False, emoji=False, soft_wrap=True)  # a log's lines are not broken
 
     @contextmanager
     def stages(self, names: Sequence[str], expected: Expected | None = None) -> Iterator[None]:
