@@ -91,8 +91,13 @@ def test_the_source_distribution_holds_the_tests_and_builds_the_same_wheel(wheel
     with tarfile.open(source) as file:
         names = {name.split("/", 1)[1] for name in file.getnames()}
         assert not [member.name for member in file if member.issym()]
+        file.extractall(tmp_path / "unpacked")
     wanted = tracked("src", "configs", "data", "tests", "benchmarks", "docs", "LICENSE", "README.md", "Makefile")
     assert {*wanted} <= names
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    where = "from wovr_cli.arguments import packaged; print(packaged('configs/tabletop.yaml'))"
+    in_place = os.environ | {"PYTHONPATH": f"{unpacked}/src:{unpacked}/cli"}
+    assert run(sys.executable, "-c", where, env=in_place) == f"{unpacked}/configs/tabletop.yaml\n"
 
 
 def test_its_metadata_is_valid(wheel: Path, site: Path, tmp_path: Path) -> None:

@@ -52,5 +52,9 @@ Hostfile = Annotated[
 
 
 def packaged(name: str) -> Path:
-    """A file that ships with wovr, such as `configs/tabletop.yaml`: linked in a checkout, copied into a wheel."""
-    return Path(__file__).parent / name
+    """A file that ships with wovr, such as `configs/tabletop.yaml`: linked in a checkout, copied into a wheel.
+
+    A source distribution holds no links, and may be installed in place.
+    """
+    file = Path(__file__).parent / name
+    return file if file.exists() else Path(__file__).parents[2] / name
