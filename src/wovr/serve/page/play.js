@@ -226,8 +226,9 @@ $("fine").addEventListener("click", (event) => {
   $("fine").setAttribute("aria-pressed", String(on));
   hands?.setFine(on, event);
 });
-$("speed").addEventListener("input", () => say({ type: "speed", steps_per_second: Number($("speed").value) }));
-$("speed").addEventListener("change", () => $("speed").blur()); // arrows move the robot again
+$("speed").addEventListener("input", () => ($("pace").textContent = `${$("speed").value} steps/s`));
+$("speed").addEventListener("change", () => say({ type: "speed", steps_per_second: Number($("speed").value) }));
+$("speed").addEventListener("pointerup", () => $("speed").blur()); // arrows move the robot again
 for (const button of document.querySelectorAll("[data-reset]")) button.addEventListener("click", () => reset(button.dataset.reset));
 for (const button of document.querySelectorAll("[data-worlds]"))
   button.addEventListener("click", () => say({ type: "worlds", shown: button.dataset.worlds.split(" ") }));
