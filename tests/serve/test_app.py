@@ -195,13 +195,18 @@ def test_one_drives_and_the_others_look_on(client, room):
 
 
 def test_the_next_drives_when_the_driver_leaves(client, room):
-    with connect(client) as second:
-        with connect(client) as third:
-            until(second, "seat")
-            assert not until(third, "seat")["driving"]
-        while until(second, "seat")["viewers"] != 1:
+    with connect(client) as third:
+        with connect(client) as first:
+            say(first, type="drive")
+            while not until(first, "seat")["driving"]:
+                pass
+            say(first, type="keys", held=["right"], n=1)
+            while until(third, "frame")["depth"] < 1:
+                pass
+            assert room.player._keys.held
+        while not (seat := until(third, "seat"))["driving"]:
             pass
-        assert room.viewers.driver is not None
+        assert seat["viewers"] == 1 and not room.player._keys.held, "what the driver held is let go"
     with connect(client) as anew:
         assert until(anew, "seat")["driving"]
 
