@@ -153,7 +153,9 @@ function setSeat({ driving: mine, viewers }) {
   const people = others === 1 ? "1 other looks on" : `${others} others look on`;
   $("seat").textContent = driving ? (others ? `You drive; ${people}.` : "You drive.") : "You look on; somebody else drives.";
   $("drive").hidden = driving;
-  if (!driving) hands?.drop();
+  if (driving) return;
+  hands?.drop();
+  pressed = null; // what others press is no answer to it
 }
 
 function showHeader({ depth, closed, policy, success, success_step: done, chunk_ms: chunk, psnr }) {
