@@ -70,7 +70,7 @@ def test_a_port_in_use(run: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7"])
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7", "a..b"])
 def test_an_address_that_is_not_this_machines(run: Path, host: str) -> None:
     assert "--host" in one_line(play(run, "--host", host, "--port", 0))
 

@@ -119,6 +119,34 @@ def test_the_world_waits_and_the_gripper_closes(play: Page) -> None:
     expect(play.locator("#depth")).to_have_text("4 steps")
 
 
+def test_a_key_is_let_go_whatever_it_is_called_by_then(play: Page) -> None:
+    hold_wait = play.locator("[data-hold=wait]")
+    play.keyboard.down(".")
+    expect(hold_wait).to_have_class("held")
+    play.keyboard.down("Shift")
+    play.keyboard.up(">")  # of the same key
+    expect(hold_wait).not_to_have_class("held")
+    play.keyboard.up("Shift")
+    play.keyboard.down("ArrowLeft")
+    play.evaluate("dispatchEvent(new Event('blur'))")
+    expect(play.locator("#pad .held")).to_have_count(0)
+    rest(play)
+    play.keyboard.up("ArrowLeft")
+
+
+def test_the_slider_keeps_its_keys(play: Page) -> None:
+    depth, speed = rest(play), play.locator("#speed")
+    before = int(speed.input_value())
+    speed.focus()
+    play.keyboard.press("ArrowRight")
+    play.keyboard.press("ArrowRight")
+    expect(play.locator("#pace")).to_have_text(f"{before + 2} steps/s")
+    speed.fill(str(before))
+    speed.dispatch_event("pointerup")
+    assert rest(play) == depth
+    hold(play, "ArrowRight", 1)
+
+
 def test_the_policy_drives_until_a_key_takes_over(play: Page) -> None:
     button = play.get_by_role("button", name="Base")
     button.click()
@@ -170,7 +198,11 @@ def test_two_pages_at_once(play: Page, browser: Browser, address: str) -> None:
     hold(play, "ArrowDown", 3)
     expect(other.locator("#depth")).to_have_text(rest(play))
     assert picture(other, "imagined") == picture(play, "imagined")
+    play.keyboard.down("ArrowDown")
+    expect(play.locator("#pad .held")).to_have_count(1)
     other.get_by_role("button", name="Take the controls").click()
+    expect(play.locator("#pad .held")).to_have_count(0)
+    play.keyboard.up("ArrowDown")
     expect(play.locator("#seat")).to_have_text("You look on; somebody else drives.")
     hold(other, "ArrowUp", 2)
     expect(play.locator("#depth")).to_have_text(rest(other))

@@ -7,10 +7,11 @@ import threading
 import numpy as np
 import pytest
 
-from tests.serve.sessions import make_driver, make_session
+from tests.imagine.worlds import FakePolicy
+from tests.serve.sessions import SAMPLING, make_driver, make_session
 from wovr.core.errors import UserError
 from wovr.serve.messages import Act, Grip, Keys, Reset, Speed, Worlds
-from wovr.serve.player import GRIP_STEPS, WAITING, Player
+from wovr.serve.player import GRIP_STEPS, WAITING, Driver, Player
 
 
 def header(frame):
@@ -116,6 +117,45 @@ def test_what_goes_wrong_is_said_and_play_goes_on(player, told):
         player.hold(Keys(type="keys", held=["jump"]))
     player.hold(Keys(type="keys", held=["right"], n=1))
     told.until("frame", lambda frame: frame["depth"] == 1)
+
+
+@pytest.fixture
+def idle(told):
+    """A player that takes nothing until the test starts it."""
+    player = Player(make_session(), make_driver(), told)
+    yield player
+    player.stop()
+    assert player.failure is None
+
+
+def test_a_key_that_is_pressed_while_a_reset_waits_is_for_the_new_attempt(idle, told):
+    idle.hold(Keys(type="keys", held=["left"], n=1))
+    idle.ask(Reset(type="reset", start=1))
+    idle.hold(Keys(type="keys", held=["up"], n=2))
+    idle.start()
+    told.until("frame", lambda frame: frame["attempt"] == 2 and frame["depth"] == 2)
+    assert all(np.array_equal(action[:2], [0, -1]) for action in idle.session.actions[:2])
+
+
+def test_a_key_that_is_pressed_while_a_policy_is_read_takes_over(idle, told):
+    def read():
+        idle.hold(Keys(type="keys", held=["up"], n=1))
+        return FakePolicy()
+
+    idle.driver = Driver({"large": read}, sampling=SAMPLING, horizon=24)
+    idle.ask(Act(type="policy", name="large"))
+    idle.start()
+    told.until("frame", lambda frame: frame["depth"] == 2 and frame["policy"] is None)
+    assert np.array_equal(idle.session.actions[0][:2], [0, -1])
+
+
+def test_what_a_driver_asked_for_and_left_is_dropped(idle, told):
+    idle.ask(Act(type="policy", name="base"))
+    idle.ask(Grip(type="grip", n=7))
+    idle.let_go()
+    idle.start()
+    told.until("scene", lambda _: len(told.of("scene")) == 2)
+    assert not idle._runs() and not idle._commands and told.of("frame")[-1]["depth"] == 0
 
 
 def test_only_a_handful_of_commands_wait(told):

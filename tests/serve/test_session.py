@@ -1,5 +1,7 @@
 """The driven world: what is seen step by step is what the library imagines and what the simulator does."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -202,6 +204,41 @@ def test_a_simulator_that_is_lost_is_an_error_and_imagination_goes_on():
     drive(session, actions[1:])
     assert session.depth == len(session.curves["imagined"]) == H
     assert np.array_equal(session.glimpses["imagined"].frame_HWC, library(0, actions[None])[0][-1])
+
+
+class Mortal(ScriptedSimulator):
+    """Is lost from the moment on at which it is told."""
+
+    gone = False
+
+    def _observe(self):
+        seen = super()._observe()
+        return replace(seen, lost_B=seen.lost_B | self.gone)
+
+
+@pytest.mark.parametrize("asked", [["imagined", "true"], ["true"]])
+def test_a_reset_that_the_simulator_does_not_survive_leaves_imagination(asked):
+    simulator, actions = Mortal(), random_actions(H)
+    session = make_session(simulator)
+    session.show(asked)
+    session.step(actions[0])
+    simulator.gone = True
+    with pytest.raises(UserError, match="found its process gone"):
+        session.reset(0)
+    assert session.shown == tuple(session.glimpses) == ("imagined",) and session.depth == 0
+    assert np.array_equal(drive(session, actions)[-1], library(0, actions[None])[0][-1])
+    simulator.gone = False
+    session.reset(0)
+    assert session.shown == tuple(asked), "what was asked for comes back where it can"
+
+
+def test_a_simulator_that_is_lost_while_it_catches_up_is_not_shown():
+    session = make_session(ScriptedSimulator(loses=(0, 2)))
+    drive(session, random_actions(4))
+    with pytest.raises(UserError, match="found its process gone"):
+        session.show(["imagined", "true"])
+    assert session.shown == tuple(session.glimpses) == ("imagined",) and session.curves["true"] == []
+    assert session.depth == len(session.curves["imagined"]) == 4
 
 
 def test_starts_are_drawn_by_kind_and_never_twice_in_a_row():

@@ -131,7 +131,9 @@ def make_app(room: Room, guard: Guard) -> FastAPI:
 
     @app.middleware("http")
     async def guarded(request: Request, call_next: Callable[[Request], Any]) -> Response:
-        public = request.url.path.startswith("/page/")  # the same for everybody, and knows nothing of the run
+        # The files of the page are the same for everybody, and know nothing of the run. (`request.url` is made with
+        # the Host header, and in older versions of starlette its path too.)
+        public = request.scope["path"].startswith("/page/")
         reason = guard.refuses(
             request.headers.get("host"), guard.token if public else request.query_params.get("token")
         )

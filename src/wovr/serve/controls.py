@@ -48,7 +48,7 @@ IN_SPACE = (
     WAIT,
 )
 """A hand that moves in space and turns, its gripper last: LIBERO's seven numbers."""
-KEY_PAIRS = (("ArrowLeft", "ArrowRight"), ("ArrowDown", "ArrowUp"), ("q", "e"), ("z", "x"), ("j", "l"), ("k", "i"))
+KEY_PAIRS = (("ArrowLeft", "ArrowRight"), ("ArrowDown", "ArrowUp"), ("q", "e"), ("z", "x"), ("j", "l"), ("u", "o"))
 
 
 def controls_of(action_dim: int) -> tuple[Control, ...]:

@@ -39,11 +39,14 @@ class Guard:
         if self.token:
             given = secrets.compare_digest((token or "").encode(), self.token.encode())
             return "" if given else "the token is missing or wrong; take the address that `wovr play` printed"
-        name = urlsplit(f"//{host or ''}").hostname or ""
+        try:
+            name = urlsplit(f"//{host or ''}").hostname or ""
+        except ValueError:  # brackets that enclose no address
+            name = ""
         return "" if is_loopback(name) else "this server answers on loopback alone, as localhost or 127.0.0.1"
 
     def refuses_socket(self, host: str | None, origin: str | None, token: str | None) -> str:
         """The same for a websocket, which must come from a page of this server."""
-        if not origin or not host or urlsplit(origin).netloc.lower() != host.lower():
+        if not origin or not host or origin.lower().partition("://")[2] != host.lower():
             return "a websocket is for the server's own page"
         return self.refuses(host, token)

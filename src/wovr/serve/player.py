@@ -6,7 +6,6 @@ is asked of the thread is bounded: of the keys only the newest state counts, and
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import deque
@@ -82,18 +81,20 @@ class Player:
             self._wake.notify()
 
     def let_go(self) -> None:
-        """Nobody drives any more."""
+        """Nobody drives any more: what the last one held or asked for, and was not begun, is dropped."""
         with self._wake:
             self._n = 0  # the next driver counts anew
-            self._keys, self._tapped, self._name = Keys(type="keys", held=()), frozenset(), None
-        with contextlib.suppress(UserError):  # what waits is told soon enough
-            self.ask(None)
+            self._commands.clear()
+            self._rest()
+        self.ask(None)
 
     def ask(self, command: Command | None) -> None:
         """Have this done before the next step; None has everything told again. UserError where too much waits."""
         with self._wake:
             if len(self._commands) >= WAITING:
                 raise UserError(f"expected at most {WAITING} commands at once, found more; wait for the first")
+            if isinstance(command, Reset):
+                self._rest()  # now: what is pressed while it waits is meant for the new attempt
             self._commands.append(command)
             self._wake.notify()
 
@@ -152,7 +153,8 @@ class Player:
                 self._n, self._name, self._grip_left = max(self._n, command.n), None, GRIP_STEPS
             return
         if isinstance(command, Reset):
-            self._rest()
+            with self._wake:  # commands before it may have set these
+                self._name, self._grip_left = None, 0
             kind = command.start
             number = kind if isinstance(kind, int) else session.start if kind == "again" else session.draw(kind)
             session.reset(number)
@@ -168,11 +170,12 @@ class Player:
         """Let this policy drive from now on."""
         if name is not None and name not in self.driver.policies:
             raise UserError(f"policy: expected {', '.join(self.driver.policies) or 'none'}, found {name!r}")
+        self.session.drop_plan()
+        with self._wake:
+            self._name, self._grip_left = name, 0  # before it is read: who presses a key meanwhile takes over
         if name is not None and (self._policy is None or self._policy[0] != name):
             self._policy = None  # before the next one is read: they may be large
             self._policy = (name, self.driver.policies[name]())
-        self.session.drop_plan()
-        self._name = name
 
     def _step(self, held: frozenset[str], fine: bool, n: int, name: str | None) -> None:
         session = self.session
@@ -190,7 +193,8 @@ class Player:
             return
         solved = all(session.success_step(world) is not None for world in session.shown)
         if solved or session.depth >= self.driver.horizon:
-            self._rest()
+            with self._wake:
+                self._name = None  # keys that were pressed during this step are held on
             self._tell()
         elif self._policy is not None:
             session.plan(self._policy[1], self.driver.sampling)

@@ -97,7 +97,10 @@ class Session:
         return int(stream(self.seed, "play-starts", self.attempt).choice(others))
 
     def reset(self, start: int) -> None:
-        """Begin at this start, in all worlds that are shown; the true one is left out where it cannot begin there."""
+        """Begin at this start, in all worlds that are shown; the true one is left out where it cannot begin there.
+
+        UserError where it should have been able to; imagination alone is shown then.
+        """
         if not 0 <= start < len(self.starts):
             raise UserError(f"start: expected 0 to {len(self.starts) - 1}, found {start}")
         self.start = start
@@ -107,8 +110,13 @@ class Session:
         self.closed = bool(self.starts[start].imagined.memory_actions_MA[-1, -1] > 0)
         self.shown = tuple(world for world in self.asked if not self.why_missing(world)) or ("imagined",)
         self.glimpses.clear()
-        for world in self.shown:
-            self._begin(world)
+        try:
+            for world in self.shown:
+                self._begin(world)
+        except UserError:
+            self.shown = ("imagined",)
+            self._begin("imagined")
+            raise
 
     def why_missing(self, world: World) -> str:
         """Why a world cannot be shown here; nothing where it can."""
@@ -126,12 +134,15 @@ class Session:
             if reason := self.why_missing(world):
                 raise UserError(f"{world} world: {reason}")
         for world in set(chosen) - set(self.shown):
-            self._begin(world)
-            for t in range(self.depth):
-                self._advance(world, np.stack(self.actions[t : t + self.chunk_length]))
+            try:
+                self._begin(world)
+                for t in range(self.depth):
+                    self._advance(world, np.stack(self.actions[t : t + self.chunk_length]))
+            except UserError:
+                self._hide(world)
+                raise
         for world in set(self.shown) - set(chosen):
-            del self.glimpses[world]
-            self.curves[world] = []
+            self._hide(world)
         self.asked = self.shown = chosen
 
     def step(self, action_A: Actions, following_TA: Actions | None = None) -> None:
@@ -184,6 +195,10 @@ class Session:
         # The noise of imagination is the start's: the same actions from there lead to the same frames again.
         key = TrajectoryKey(self.seed, PLAY, self.attempt, world=self.start)
         self.glimpses[world] = self.tracks[world].begin(self.starts[self.start], key)
+        self.curves[world] = []
+
+    def _hide(self, world: World) -> None:
+        self.glimpses.pop(world, None)
         self.curves[world] = []
 
     def _advance(self, world: World, expected_TA: Actions) -> None:

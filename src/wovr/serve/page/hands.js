@@ -10,7 +10,7 @@ export class Hands {
     this.send = send;
     this.once = once;
     this.byKey = new Map(controls.flatMap(({ name, keys }) => keys.map((key) => [key, name])));
-    this.keys = new Set(); // keys that are down
+    this.keys = new Map(); // controls of the keys that are down, by where the key is: shift changes what it is called
     this.touched = new Set(); // controls under a finger
     this.fineKey = this.fineButton = false;
     this.last = NOTHING;
@@ -56,9 +56,10 @@ export class Hands {
     }
     // A button that was reached by keyboard keeps the keys that press it.
     if ((key === " " || key === "Enter") && event.target.closest("button, summary")) return;
+    if (/^(Arrow|Page)/.test(key) && event.target.closest("input")) return; // and so does the slider
     if (this.byKey.has(key)) {
       event.preventDefault();
-      this.keys.add(key);
+      this.keys.set(event.code || key, this.byKey.get(key));
       this.tell(event);
     } else if (this.once[key]) {
       event.preventDefault();
@@ -67,8 +68,10 @@ export class Hands {
   }
 
   up(event) {
-    if (keyOf(event) === "Shift") this.fineKey = false;
-    this.keys.delete(keyOf(event));
+    const key = keyOf(event);
+    if (key === "Shift") this.fineKey = false;
+    if (key === "Meta") this.keys.clear(); // macOS does not say which keys were let go meanwhile
+    this.keys.delete(event.code || key);
     this.tell(event);
   }
 
@@ -86,12 +89,12 @@ export class Hands {
   }
 
   tell(event) {
-    const held = [...new Set([...[...this.keys].map((key) => this.byKey.get(key)), ...this.touched])].sort();
+    const held = [...new Set([...this.keys.values(), ...this.touched])].sort();
+    for (const [name, button] of this.buttons) button.classList.toggle("held", held.includes(name));
     const fine = this.fineKey || this.fineButton;
     const now = JSON.stringify([held, held.length ? fine : false]);
     if (now === this.last) return;
     this.last = now;
-    for (const [name, button] of this.buttons) button.classList.toggle("held", held.includes(name));
     this.send({ type: "keys", held, fine }, event);
   }
 }

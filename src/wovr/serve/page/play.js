@@ -153,7 +153,9 @@ function setSeat({ driving: mine, viewers }) {
   const people = others === 1 ? "1 other looks on" : `${others} others look on`;
   $("seat").textContent = driving ? (others ? `You drive; ${people}.` : "You drive.") : "You look on; somebody else drives.";
   $("drive").hidden = driving;
-  if (!driving) hands?.drop();
+  if (driving) return;
+  hands?.drop();
+  pressed = null; // what others press is no answer to it
 }
 
 function showHeader({ depth, closed, policy, success, success_step: done, chunk_ms: chunk, psnr }) {
@@ -226,8 +228,9 @@ $("fine").addEventListener("click", (event) => {
   $("fine").setAttribute("aria-pressed", String(on));
   hands?.setFine(on, event);
 });
-$("speed").addEventListener("input", () => say({ type: "speed", steps_per_second: Number($("speed").value) }));
-$("speed").addEventListener("change", () => $("speed").blur()); // arrows move the robot again
+$("speed").addEventListener("input", () => ($("pace").textContent = `${$("speed").value} steps/s`));
+$("speed").addEventListener("change", () => say({ type: "speed", steps_per_second: Number($("speed").value) }));
+$("speed").addEventListener("pointerup", () => $("speed").blur()); // arrows move the robot again
 for (const button of document.querySelectorAll("[data-reset]")) button.addEventListener("click", () => reset(button.dataset.reset));
 for (const button of document.querySelectorAll("[data-worlds]"))
   button.addEventListener("click", () => say({ type: "worlds", shown: button.dataset.worlds.split(" ") }));
