@@ -134,6 +134,14 @@ def test_a_key_is_let_go_whatever_it_is_called_by_then(play: Page) -> None:
     play.keyboard.up("ArrowLeft")
 
 
+def test_a_button_of_the_pad_is_pressed_from_the_keyboard(play: Page) -> None:
+    before = int(rest(play).split()[0])
+    play.get_by_role("button", name="left", exact=True).focus()
+    play.keyboard.press("Enter")
+    expect(play.locator("#depth")).to_have_text(re.compile(rf"^{before + 1} step"))
+    expect(play.locator("#pad .held")).to_have_count(0)
+
+
 def test_the_slider_keeps_its_keys(play: Page) -> None:
     depth, speed = rest(play), play.locator("#speed")
     before = int(speed.input_value())

@@ -40,6 +40,16 @@ export class Hands {
     button.addEventListener("pointerdown", hold(true));
     for (const kind of ["pointerup", "pointercancel", "lostpointercapture"]) button.addEventListener(kind, hold(false));
     button.addEventListener("contextmenu", (event) => event.preventDefault()); // a long touch
+    // Without a pointer: from the keyboard, or by a screen reader.
+    button.addEventListener("click", (event) => event.detail === 0 && this.tap(name, event));
+  }
+
+  /** Held for no time: one step. */
+  tap(name, event) {
+    this.touched.add(name);
+    this.tell(event);
+    this.touched.delete(name);
+    this.tell(event);
   }
 
   setFine(on, event) {
