@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from wovr.core.checkpoint import read_json, write_atomic, write_json, write_text
 from wovr.core.log import read_records
+from wovr.core.progress import duration
 from wovr.core.run import RunFolder
 from wovr.core.types import StartState
 from wovr.envs.recorded import RecordedConfig
@@ -37,7 +38,6 @@ from wovr.stages.curves import curves
 from wovr.stages.evaluate import TRUE, paired
 from wovr.stages.experiment import Workplace
 from wovr.stages.pictures import png, still, strip
-from wovr.stages.pipeline import duration
 from wovr.stages.plots import intervals, lines
 from wovr.stages.replay import Replay, load_replays
 from wovr.stages.report_headline import POLICIES, facts, hallucinated, headline, policy_labels

@@ -6,12 +6,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from wovr.core.progress import duration
 from wovr.core.run import RunFolder
 from wovr.kir.mine import FIRST_FRAME
 from wovr.metrics.hallucination import Confusion
 from wovr.stages.evaluate import IMAGINED, TRUE
 from wovr.stages.experiment import Experiment
-from wovr.stages.pipeline import duration
 from wovr.stages.world_model_table import WORLDS
 
 POLICIES = {"base": "base policy", "imagination": "after RL in imagination", "pace": "after PACE"}
