@@ -17,8 +17,10 @@ demo: .venv/installed ## Train a policy in imagination on two CPU cores; the rep
 study: .venv/installed ## Compare variants over seeds, a cell at a time; it goes on where it stopped. Hours.
 	$(BIN)/wovr study configs/study.yaml
 
+# Pages come last and alone: beside busy workers on two cores a browser may stop answering for good.
 test: .venv/installed .venv/chromium $(if $(ASSETS),.venv/libero) ## Run the tests, every stage at toy size included.
-	$(if $(ASSETS),WOVR_LIBERO_ASSETS='$(ASSETS)') OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	$(if $(ASSETS),WOVR_LIBERO_ASSETS='$(ASSETS)') OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not page'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 1 -m page
 
 lint: .venv/installed ## Check style, types and who imports whom.
 	$(BIN)/ruff check .
