@@ -78,7 +78,7 @@ def fit_codec(
     result = fit(codec, codec_loss, batches.at, settings, dist=dist, folder=folder, log=log, name="codec")
     assert isinstance(result.model, ConvCodec)
     sample = torch.cat([batches.at(settings.steps + i)["frames_BFHWC"] for i in range(CALIBRATION_BATCHES)])
-    result.model.calibrate(result.model.encode_groups(sample))
+    result.model.calibrate(result.model.encode_groups(sample.to(result.model.device)))
     result.clean()
     return result.model
 

@@ -80,8 +80,8 @@ def train_reward(
 @torch.no_grad()
 def probabilities(model: RewardClassifier, video: Video, instruction: str) -> NDArray[np.float32]:
     """Success probability of every frame of one episode, (T,)."""
-    frames = torch.from_numpy(np.ascontiguousarray(video[:]))
-    return model.probability(frames, [instruction] * len(frames)).numpy()
+    frames = torch.from_numpy(np.ascontiguousarray(video[:])).to(next(model.parameters()).device)
+    return model.probability(frames, [instruction] * len(frames)).cpu().numpy()
 
 
 def _agreement(
