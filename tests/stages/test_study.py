@@ -20,8 +20,8 @@ from wovr.metrics.success import T95, t95
 from wovr.stages import pipeline, study
 from wovr.stages.experiment import Experiment
 from wovr.stages.fork import agreeing, fork
-from wovr.stages.study import StudyConfig, budget, result_path, run_study
-from wovr.stages.study_table import MARKS, write_tables
+from wovr.stages.study import StudyConfig, budget, digest, result_path, run_study
+from wovr.stages.study_table import MARKS, read_cells, write_tables
 
 CELLS = {
     "wovr": {"title": "WoVR"},
@@ -139,6 +139,7 @@ def test_finished_cells_are_not_run_again_and_the_rest_goes_on(
 
 
 def test_the_tables_hold_what_the_cells_hold(done: Path, tmp_path: Path) -> None:
+    """The second seed's cells are copies of the first one's, hence not of its settings: they have a star."""
     results = tmp_path / "results"
     shutil.copytree(done / "results", results)
     for cell, outcomes in {"wovr": "11101110", "no_kir": "10001000"}.items():
@@ -156,11 +157,38 @@ def test_the_tables_hold_what_the_cells_hold(done: Path, tmp_path: Path) -> None
     text = document.read_text()
     tables = (part.splitlines() for part in text.split("Between."))
     policy, world = ({line.split("|")[1].strip(): line for line in part if line.startswith("|")} for part in tables)
-    assert "| 75.0 % (50.5 to 89.8), n = 16 | 75.0 / 75.0 |" in policy["WoVR"]
-    assert "| 25.0 % (10.2 to 49.5), n = 16 | 25.0 / 25.0 | -50.0 (" in policy["without KIR"]
+    assert "| 75.0 % (50.5 to 89.8), n = 16 | 75.0 / 75.0* |" in policy["WoVR"]
+    assert "| 25.0 % (10.2 to 49.5), n = 16 | 25.0 / 25.0* | -50.0 (" in policy["without KIR"]
     assert world["AdaLN alone"].split("|")[2].strip() == "1" and "WoVR" in world and "AdaLN alone" not in policy
     assert text.startswith("Before.") and "Between." in text and text.endswith("After.\n")
     assert "without KIR" in (document.parent / "images" / "study.svg").read_text()
+
+
+def test_cells_of_earlier_settings_have_a_star(done: Path, tmp_path: Path) -> None:
+    config = settings(done)
+    stars = {name: [cell["star"] for cell in of] for name, of in read_cells(config, done / "results").items()}
+    assert set(stars) == set(CELLS) and all(star == [""] for star in stars.values())
+
+    earlier = tmp_path / "results"
+    shutil.copytree(done / "results", earlier)
+    path = result_path(earlier, "no_kir", 0)
+    write_json(path, read_json(path) | {"experiment": "of other settings"})
+    assert [cell["star"] for cell in read_cells(config, earlier)["no_kir"]] == ["*"]
+
+
+def test_the_digest_reads_what_is_in_the_files(folder: Path, tmp_path: Path) -> None:
+    """The same weights at another place are the same cell; other weights at the same place are not."""
+    config, moved = settings(folder).of("wovr", 0), tmp_path / "dit.safetensors"
+    assert config.world_model.pretrained is not None
+    moved.write_bytes(config.world_model.pretrained.read_bytes())
+    world = config.world_model.model_copy(update={"pretrained": moved})
+    other = config.model_copy(update={"world_model": world})
+    assert digest(other) == digest(config)
+    moved.write_bytes(b"other weights")
+    assert digest(other) != digest(config)
+    online = settings(folder).of("online", 0)
+    assert digest(online) == digest(online.model_copy(update={"world_model": world}))
+    assert digest(online) != digest(online.model_copy(update={"seed": 1}))
 
 
 def test_a_variant_of_the_pretrained_network_keeps_what_fits(done: Path) -> None:

@@ -31,6 +31,8 @@ TRUNK = "trunk"
 POLICY = ("rl", "refine", "eval", "hallucination", "closed_loop")
 """Stages of a cell that trains a policy, beside those that can be shared."""
 WORLD_MEASURES = ("hallucination", "world_model_eval", "action_following", "compare_reward")
+ONLINE = ("seed", "simulator", "policy", "sft", "rl", "eval")
+"""Settings that decide a cell without a world model."""
 SUMMARIES = {
     "hallucination": hallucination.SUMMARY,
     "closed_loop": closed_loop.SUMMARY,
@@ -151,12 +153,11 @@ def result(run: Path, cell: str, settings: StudyCell, experiment: Experiment) ->
     """What is kept of a finished cell."""
     folder = RunFolder.read(run)
     stages = folder.stages()
-    text = json.dumps(experiment.model_dump(mode="json"), sort_keys=True)
     return {
         "cell": cell,
         "seed": experiment.seed,
         "overrides": list(settings.overrides),
-        "experiment": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "experiment": digest(experiment),
         "processor": processor(),
         "seconds": {name: stage["seconds"] for name, stage in stages.items()},
         "ledger": folder.ledger(),
@@ -164,6 +165,25 @@ def result(run: Path, cell: str, settings: StudyCell, experiment: Experiment) ->
         "reward": stages["reward"]["summary"] if "reward" in stages else {},
         **{name: read_json(run / summary) if (run / summary).is_file() else {} for name, summary in SUMMARIES.items()},
     }
+
+
+def digest(experiment: Experiment) -> str:
+    """Of all settings that decide a cell, and of what is in the files that they name: a cell of another digest is of
+    earlier settings. GRPO in the true simulator has no use for a world model's."""
+    settings = experiment.model_dump(mode="json")
+    if experiment.rl.simulator:
+        settings = {name: settings[name] for name in ONLINE}
+    text = json.dumps(_with_contents(settings), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _with_contents(value: Any) -> Any:
+    """`value` with the hash of its contents in place of every file's name."""
+    if isinstance(value, dict):
+        return {key: _with_contents(one) for key, one in value.items()}
+    if isinstance(value, str) and "/" in value and Path(value).is_file():
+        return hashlib.sha256(Path(value).read_bytes()).hexdigest()
+    return value
 
 
 def _success(found: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Rates are of all episodes of all seeds, with intervals over episodes: they say how sure a rate is for these trained
 policies, not what another seed would give, which the seeds' own rates show. Measures of videos are means over seeds,
-and their differences have t intervals over seeds, wide as they are with three of them.
+and their differences have t intervals over seeds, wide as they are with three of them. A star marks cells that were run
+with other settings than those of today.
 
 Legend: S seeds.
 """
@@ -20,19 +21,28 @@ from wovr.core.checkpoint import read_json, write_text
 from wovr.metrics.success import Rate, paired_difference, t95
 from wovr.stages.data import COLLECT
 from wovr.stages.plots import intervals, standalone
-from wovr.stages.study import StudyConfig, budget, result_path
+from wovr.stages.study import StudyConfig, budget, digest, result_path
 
 MARKS = "<!-- {name}: `make study` writes this -->", "<!-- end of {name} -->"
 WORLD_HEADER = ("PSNR", "Agreement", "False success", "False failure", "Growth of error, other actions")
+
+STAR = "*"
+"""Beside a number of a cell of earlier settings."""
 
 Cells = Mapping[str, list[dict[str, Any]]]
 """Finished cells by name, one for each seed that is there."""
 
 
 def read_cells(config: StudyConfig, results: Path) -> Cells:
-    """What is finished."""
-    paths = {cell: [result_path(results, cell, seed) for seed in config.seeds] for cell in config.cells}
-    return {cell: [read_json(path) for path in of if path.is_file()] for cell, of in paths.items()}
+    """What is finished, `star` being what marks it."""
+    found: dict[str, list[dict[str, Any]]] = {cell: [] for cell in config.cells}
+    for cell, of in found.items():
+        for seed in config.seeds:
+            path = result_path(results, cell, seed)
+            if path.is_file():
+                read = read_json(path)
+                of.append(read | {"star": "" if read["experiment"] == digest(config.of(cell, seed)) else STAR})
+    return found
 
 
 def write_tables(config: StudyConfig, results: Path, document: Path) -> None:
@@ -78,7 +88,7 @@ def policy_table(config: StudyConfig, cells: Cells, titles: Mapping[str, str]) -
         if of is not plain and title not in titles.values():
             continue
         outcomes = np.concatenate([_outcomes(cell, policy) for cell in of])
-        seeds = " / ".join(f"{100 * cell['success'][policy]['rate']:.1f}" for cell in of)
+        seeds = " / ".join(f"{100 * cell['success'][policy]['rate']:.1f}{cell['star']}" for cell in of)
         spent = sorted({budget(cell["ledger"], policy) for cell in of})
         difference = "" if (of, policy) == (plain, last_policy(plain[0])) else _paired(of, policy, plain)
         rows.append([title, _rate(Rate.of(outcomes)), seeds, difference, ", ".join(map(str, spent))])
@@ -99,7 +109,7 @@ def world_table(config: StudyConfig, cells: Cells, titles: Mapping[str, str]) ->
         rows.append(
             [
                 title,
-                str(len(of)),
+                f"{len(of)}{max(cell['star'] for cell in of)}",
                 _mean(of, pairs, _psnr, "{:.2f} dB", "{:+.2f}"),
                 *(_pooled(of, key) for key in ("agreement", "false_success_rate", "false_failure_rate")),
                 _mean(of, pairs, _growth, "{:+.0f}", "{:+.0f}"),
