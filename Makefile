@@ -37,8 +37,7 @@ docs: .venv/installed ## Write the references of configuration and command line 
 
 pretrained: .venv/installed ## Make data/pretrained anew, in about 90 minutes on two cores.
 	$(BIN)/wovr pretrain configs/pretrain.yaml --out build/pretrain
-	$(BIN)/wovr pretrain configs/pretrain_more.yaml --out build/pretrain_more
-	cp build/pretrain_more/*.safetensors build/pretrain_more/card.json data/pretrained
+	cp build/pretrain/*.safetensors build/pretrain/card.json data/pretrained
 
 clean: ## Remove .venv and caches; runs/ stays.
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -102,6 +102,31 @@ def test_cached_equals_uncached(causal_context):
     )
 
 
+@pytest.mark.parametrize("causal_context", [False, True])
+@torch.no_grad()
+def test_predicted_data_are_where_the_velocity_leads(causal_context):
+    """x_sigma - sigma v is the memory's last latent and what the last layer says; a velocity network with these weights
+    says it too."""
+    model = build(causal_context=causal_context, prediction="data")
+    latents_BLChw, timesteps_BL, actions = inputs(model)
+    velocity_BNChw = model(latents_BLChw, timesteps_BL, actions, new_only=True)
+    sigma = timesteps_BL[:, 2:, None, None, None] / 1000
+    said = build(causal_context=causal_context)(latents_BLChw, timesteps_BL, actions, new_only=True)
+    data_BNChw = latents_BLChw[:, 2:] - sigma * velocity_BNChw
+    torch.testing.assert_close(data_BNChw, latents_BLChw[:, 1:2] + said, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_predicted_data_do_not_depend_on_pure_noise():
+    model = build(prediction="data")
+    latents_BLChw, timesteps_BL, actions = inputs(model)
+    timesteps_BL[:, 2:] = 1000
+    other_BLChw = latents_BLChw.clone()
+    other_BLChw[:, 2:] = normal(other_BLChw[:, 2:].shape, 1, "noise")
+    found = [x[:, 2:] - model(x, timesteps_BL, actions, new_only=True) for x in (latents_BLChw, other_BLChw)]
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("context", [ContextConfig(), ContextConfig(memory_frames=8), ContextConfig(reference=False)])
 @torch.no_grad()
 def test_causal_context_is_attention_under_a_block_causal_mask(context, monkeypatch):

@@ -176,6 +176,34 @@ def test_play_uses_other_colours_and_really_grasps():
     assert 0.1 < np.mean(held) < 0.7
 
 
+def test_play_begins_anywhere_but_touches_nothing():
+    scenes = [play_scene(stream(0, "test-play", i)) for i in range(64)]
+    for drawn in scenes:
+        table = Table(drawn)
+        table.step(np.array([0, 0, -1], np.float32))
+        np.testing.assert_allclose(table.state()[4:], drawn.blocks.ravel(), atol=3.3)  # or a block slides into a well
+        assert table.state()[2] == pytest.approx(GAP_OPEN)
+    depths = np.array([drawn.gripper[1] for drawn in scenes])
+    assert 0.3 < np.mean(depths < 11) < 0.7
+    assert depths.max() > 45
+
+
+def test_play_goes_where_a_policy_goes_that_misses():
+    """To the front with nothing in its fingers, which no demonstrator does."""
+    simulator, rng = Tabletop(TabletopConfig()), [stream(0, "test-play", i) for i in range(32)]
+    observation = simulator.reset_scenes([play_scene(r) for r in rng], [0] * 32)
+    players = [Player(plates, r) for plates, r in zip(simulator.plates_B22, rng, strict=True)]
+    empty, depth = [], []
+    for _ in range(48):
+        states = observation.states_BS
+        actions = np.stack([player.action(state) for player, state in zip(players, states, strict=True)])
+        empty.append((states[:, 3] < 0) & (states[:, 2] < 2) & (states[:, 1] > 36))
+        depth.append(states[:, 1])
+        observation = simulator.step(actions)
+    assert np.mean(empty) > 0.02
+    assert np.median(depth) > 26
+
+
 def test_an_unknown_task_is_a_clear_error():
     with pytest.raises(UserError, match="task 9: expected 0 to 3"):
         Tabletop(TabletopConfig()).reset([SimulatorStart(9, 0)])

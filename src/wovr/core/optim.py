@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from wovr.core.config import Config
 from wovr.core.dist import Precision
+from wovr.core.muon import Muon
 
 
 class OptimConfig(Config):
@@ -112,7 +113,7 @@ class Optimizer:
             adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
             self._parts.append((adamw, 1.0, kernels + vectors))
         if matrices:
-            muon = torch.optim.Muon(
+            muon = Muon(
                 [parameter for _, parameter in matrices],
                 lr=config.muon_lr,
                 weight_decay=config.weight_decay,
@@ -149,7 +150,7 @@ class Optimizer:
 
     def moments(self, optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
         """Names of what it keeps of each parameter."""
-        muon = isinstance(optimizer, torch.optim.Muon)
+        muon = isinstance(optimizer, Muon)
         own = ("momentum_buffer",) if muon else ("exp_avg", "exp_avg_sq", "step")
         return (*own, Average.KEY) if self.config.ema_decay else own
 

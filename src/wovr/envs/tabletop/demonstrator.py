@@ -14,6 +14,8 @@ from wovr.envs.tabletop.scene import TABLE
 
 APPROACH = 14.0
 """From this far behind a block the open fingers can be aligned without touching it."""
+SWAY = 0.9
+"""Correlation of the disturbances of neighbouring steps in play, as of the draws in RL."""
 
 
 class Demonstrator:
@@ -88,7 +90,12 @@ class Demonstrator:
 
 
 class Player:
-    """Undirected play: picks blocks with poor aim, puts them anywhere, wanders, pushes and snaps at nothing."""
+    """Undirected play, also where a policy that learns comes to be: picks blocks with poor aim and puts them anywhere,
+    drives at blocks and plates as if it held something or would, wanders, pushes and snaps at nothing.
+
+    What a policy does about a block that it missed, no demonstrator does: it closes beside it, pushes it ahead, and
+    goes on to the plate with empty fingers.
+    """
 
     def __init__(self, plates: NDArray[np.float64], rng: np.random.Generator) -> None:
         self._plates = plates
@@ -96,34 +103,90 @@ class Player:
         self._left = 0
         self._grip = -1.0
         self._drift = np.zeros(2)
+        self._sway = np.zeros(2)
+        self._sway_sigma = 0.0
         self._hand: Demonstrator | None = None
+        self._drive: _Drive | None = None
 
     def action(self, state_S: NDArray[np.float64]) -> Actions:
         """(3,) command for one table's state."""
         if self._left <= 0:
-            self._choose()
+            self._choose(state_S)
         self._left -= 1
-        if self._hand is None:
-            drift = self._drift + self._rng.normal(0, 0.35, 2)
+        self._sway = SWAY * self._sway + (1 - SWAY**2) ** 0.5 * self._rng.normal(0, self._sway_sigma, 2)
+        if self._hand is not None:
+            if self._hand.done and self._left > 4:
+                self._left, self._grip = 4, -1.0
+            dx, dy, grip = (float(a) for a in self._hand.action(state_S))
+        elif self._drive is not None:
+            (dx, dy), grip = self._drive.decide(state_S[:2])
+            if self._drive.wait < 0:
+                self._left = 0
+        else:
+            dx, dy = self._drift + self._rng.normal(0, 0.2, 2)
             if self._rng.random() < 0.12:
                 self._grip = -self._grip
-            return np.array([*np.clip(drift, -1, 1), self._grip], np.float32)
-        if self._hand.done and self._left > 4:
-            self._left = 4
-        return self._hand.action(state_S)
+            grip = self._grip
+        sway_x, sway_y = self._sway
+        return np.array([*np.clip((dx + sway_x, dy + sway_y), -1, 1), grip], np.float32)
 
-    def _choose(self) -> None:
-        self._hand = None
-        if self._rng.random() < 0.75:
-            anywhere = self._rng.uniform(12, TABLE - 12, 2)
-            place = self._plates[self._rng.integers(2)] if self._rng.random() < 0.6 else anywhere
-            self._hand = Demonstrator(int(self._rng.integers(2)), place, float(self._rng.uniform(-0.6, 0.9)), self._rng)
-            self._left = 40
+    def _choose(self, state_S: NDArray[np.float64]) -> None:
+        rng, closed = self._rng, self._drive is not None and self._grip > 0
+        self._hand = self._drive = None
+        self._sway_sigma = float(rng.choice([0.0, 0.2, 0.5]))
+        kind = rng.random()
+        if closed and kind < 0.8:  # on to a plate, with or without a block
+            self._go(self._plates[rng.integers(2)] + rng.normal(0, 5.0, 2) if rng.random() < 0.7 else _front(rng))
+        elif kind < 0.55:
+            self._pick()
+        elif kind < 0.85:
+            blocks = state_S[4:].reshape(-1, 2)
+            near_block = blocks[rng.integers(2)] + rng.normal(0, 4.0, 2)
+            near_plate = self._plates[rng.integers(2)] + rng.normal(0, 5.0, 2)
+            self._go(
+                (near_block, near_block, near_plate, rng.uniform(HAND_LOW, HAND_HIGH), _front(rng))[rng.integers(5)]
+            )
         else:
-            self._drift = self._rng.uniform(-1, 1, 2)
-            self._grip = float(self._rng.choice([-1.0, 1.0]))
-            self._left = int(self._rng.integers(4, 14))
+            self._drift = rng.uniform(-1, 1, 2)
+            self._grip = float(rng.choice([-1.0, 1.0]))
+            self._left = int(rng.integers(4, 14))
+
+    def _pick(self) -> None:
+        rng = self._rng
+        place = self._plates[rng.integers(2)] if rng.random() < 0.6 else rng.uniform(12, TABLE - 12, 2)
+        offset_x, offset_y = rng.normal(0, 3.0, 2) * (rng.random() < 0.4)
+        skill = float(rng.uniform(-0.2, 0.95))
+        self._hand = Demonstrator(int(rng.integers(2)), place, skill, rng, (float(offset_x), float(offset_y)))
+        self._left = 40
+
+    def _go(self, target: NDArray[np.float64]) -> None:
+        rng = self._rng
+        after = -self._grip if rng.random() < 0.85 else self._grip
+        self._drive = _Drive(target, float(rng.uniform(0.4, 1.0)), self._grip, after, int(rng.integers(1, 5)))
+        self._grip = after
+        self._left = 30
 
 
-def _towards(hand: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.clip((target - hand) / REACH, -1.0, 1.0)
+def _front(rng: np.random.Generator) -> NDArray[np.float64]:
+    return rng.uniform((HAND_LOW[0], 40), HAND_HIGH)
+
+
+class _Drive:
+    """Goes straight to a point at a share of full speed, then commands the fingers and waits."""
+
+    def __init__(self, target: NDArray[np.float64], speed: float, grip: float, after: float, wait: int) -> None:
+        self._target = np.clip(target, HAND_LOW, HAND_HIGH)
+        self._speed, self._grip, self._after, self.wait = speed, grip, after, wait
+        self._arrived = False
+
+    def decide(self, hand_2: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+        """Motion and grip; `wait` is below 0 once it is over."""
+        if not self._arrived and np.abs(self._target - hand_2).max() > 1.2:
+            return _towards(hand_2, self._target, self._speed), self._grip
+        self._arrived = True
+        self.wait -= 1
+        return np.zeros(2), self._after
+
+
+def _towards(hand: NDArray[np.float64], target: NDArray[np.float64], most: float = 1.0) -> NDArray[np.float64]:
+    return np.clip((target - hand) / REACH, -most, most)

@@ -6,7 +6,7 @@ default image size one unit is one pixel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ WELL_RADIUS = 6.5
 """A block that is let go with its centre inside the sunken middle slides to the centre; outside it stays on the rim.
 So success shows in a 64 x 64 frame: a block either sits in the middle or it does not."""
 SETTLED_RADIUS = 2.0
+CLEAR = (20.0, 11.0)
+"""So far from a block's centre, on one axis or the other, an open gripper does not touch it."""
 NUM_BLOCKS = 2
 NUM_PLATES = 2
 
@@ -73,10 +75,22 @@ def suite_scene(init_id: int) -> Scene:
 
 
 def play_scene(rng: np.random.Generator) -> Scene:
-    """A fresh layout for undirected play, with blocks and plates in colours that the suite's do not have."""
+    """A fresh layout for undirected play, with blocks and plates in colours that the suite's do not have.
+
+    Half of them are laid as the suite's; in the others the gripper and the blocks are anywhere, as they are in the
+    middle of an episode.
+    """
     blocks = rng.permutation(PLAY_BLOCK_COLOURS)[:NUM_BLOCKS]
     plates = rng.permutation(PLAY_PLATE_COLOURS)[:NUM_PLATES]
-    return _scene(rng, np.array([*blocks, *plates, TABLE_COLOUR], dtype=np.float64))
+    scene = _scene(rng, np.array([*blocks, *plates, TABLE_COLOUR], dtype=np.float64))
+    if rng.random() < 0.5:
+        return scene
+    anywhere = _spread(rng, (10, 16), (54, 56), gap=16.0)
+    while True:
+        gripper = rng.uniform((12, 7), (52, 57))
+        apart_22 = np.abs(anywhere - gripper)
+        if ((apart_22[:, 0] > CLEAR[0]) | (apart_22[:, 1] > CLEAR[1])).all():
+            return replace(scene, gripper=gripper, blocks=anywhere)
 
 
 def _scene(rng: np.random.Generator, colours: NDArray[np.float64]) -> Scene:
