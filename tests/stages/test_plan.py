@@ -393,7 +393,7 @@ def test_a_reward_head_counts_and_is_compared() -> None:
 
 def test_sizes_come_from_a_pretrained_file_where_there_is_one() -> None:
     experiment = load_config(Experiment, CONFIGS / "tabletop.yaml", ["world_model.dit.width=96"])
-    assert Networks(experiment, gpu=True).dit_config.width == 192
+    assert Networks(experiment, gpu=True).dit_config.width == 256
     gone = changed(experiment, "world_model.pretrained=gone.safetensors")
     assert Networks(gone, gpu=True).dit_config.width == 96
 
