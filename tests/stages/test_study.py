@@ -150,16 +150,20 @@ def test_the_tables_hold_what_the_cells_hold(done: Path, tmp_path: Path) -> None
             write_json(result_path(results, cell, seed), found)
     document = tmp_path / "docs" / "study.md"
     (tmp_path / "docs" / "images").mkdir(parents=True)
-    marks = ["\n".join(mark.format(name=name) for mark in MARKS) for name in ("policy", "world")]
+    marks = ["\n".join(mark.format(name=name) for mark in MARKS) for name in ("policy", "world", "recorded")]
     document.write_text("Before.\n" + "\n\nBetween.\n".join(marks) + "\nAfter.\n")
     for _ in range(2):  # again over itself
         write_tables(settings(done), results, document)
     text = document.read_text()
     tables = (part.splitlines() for part in text.split("Between."))
-    policy, world = ({line.split("|")[1].strip(): line for line in part if line.startswith("|")} for part in tables)
+    rows = ({line.split("|")[1].strip(): line for line in part if line.startswith("|")} for part in tables)
+    policy, world, _ = rows
     assert "| 75.0 % (50.5 to 89.8), n = 16 | 75.0 / 75.0* |" in policy["WoVR"]
     assert "| 25.0 % (10.2 to 49.5), n = 16 | 25.0 / 25.0* | -50.0 (" in policy["without KIR"]
     assert world["AdaLN alone"].split("|")[2].strip() == "1" and "WoVR" in world and "AdaLN alone" not in policy
+    counts = read_json(result_path(results, "wovr", 0))["hallucination"]["base"]["collect"]["overall"]["counts"]
+    recorded = next(line for line in text.splitlines() if line.startswith("| base | base policy |"))
+    assert f", n = {sum(counts.values())} |" in recorded  # the copy, of other settings, is left out
     assert text.startswith("Before.") and "Between." in text and text.endswith("After.\n")
     assert "without KIR" in (document.parent / "images" / "study.svg").read_text()
 

@@ -22,8 +22,12 @@ from wovr.metrics.success import Rate, paired_difference, t95
 from wovr.stages.data import COLLECT
 from wovr.stages.plots import intervals, standalone
 from wovr.stages.study import StudyConfig, budget, digest, result_path
+from wovr.stages.study_text import markdown, rate_text
+from wovr.stages.study_trust import closed_loop_table, correlation_table, recorded_table
 
 MARKS = "<!-- {name}: `make study` writes this -->", "<!-- end of {name} -->"
+TRUST = {"closed_loop": closed_loop_table, "correlation": correlation_table, "recorded": recorded_table}
+"""Tables of the plain cells alone, by the name in their marks."""
 WORLD_HEADER = ("PSNR", "Agreement", "False success", "False failure", "Growth of error, other actions")
 
 STAR = "*"
@@ -54,6 +58,9 @@ def write_tables(config: StudyConfig, results: Path, document: Path) -> None:
         measure = {cell.measure for cell in config.cells.values() if cell.table == name}
         table = policy_table(config, cells, titles) if measure == {"policy"} else world_table(config, cells, titles)
         text = _between(text, [mark.format(name=name) for mark in MARKS], table)
+    today = [cell for cell in cells[config.plain] if not cell["star"]]
+    for name, table_of in TRUST.items():
+        text = _between(text, [mark.format(name=name) for mark in MARKS], table_of(today))
     write_text(document, text)
     if policies(config, cells):
         write_text(document.parent / "images" / "study.svg", standalone(success_plot(config, cells)))
@@ -91,8 +98,8 @@ def policy_table(config: StudyConfig, cells: Cells, titles: Mapping[str, str]) -
         seeds = " / ".join(f"{100 * cell['success'][policy]['rate']:.1f}{cell['star']}" for cell in of)
         spent = sorted({budget(cell["ledger"], policy) for cell in of})
         difference = "" if (of, policy) == (plain, last_policy(plain[0])) else _paired(of, policy, plain)
-        rows.append([title, _rate(Rate.of(outcomes)), seeds, difference, ", ".join(map(str, spent))])
-    return _markdown(rows)
+        rows.append([title, rate_text(Rate.of(outcomes)), seeds, difference, ", ".join(map(str, spent))])
+    return markdown(rows)
 
 
 def world_table(config: StudyConfig, cells: Cells, titles: Mapping[str, str]) -> str:
@@ -115,7 +122,7 @@ def world_table(config: StudyConfig, cells: Cells, titles: Mapping[str, str]) ->
                 _mean(of, pairs, _growth, "{:+.0f}", "{:+.0f}"),
             ]
         )
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def success_plot(config: StudyConfig, cells: Cells) -> Any:
@@ -178,15 +185,4 @@ def _mean(
 def _pooled(of: list[dict[str, Any]], key: str) -> str:
     """One rate over the episodes of all seeds."""
     rates = [_measured(cell)[key] for cell in of]
-    return _rate(Rate(sum(rate["successes"] for rate in rates), sum(rate["n"] for rate in rates)))
-
-
-def _rate(rate: Rate) -> str:
-    low, high = rate.ci95
-    return f"{100 * rate.rate:.1f} % ({100 * low:.1f} to {100 * high:.1f}), n = {rate.n}" if rate.n else "–"
-
-
-def _markdown(rows: list[list[str]]) -> str:
-    return "\n".join(
-        f"| {' | '.join(row)} |" + ("\n|" + "---|" * len(row) if number == 0 else "") for number, row in enumerate(rows)
-    )
+    return rate_text(Rate(sum(rate["successes"] for rate in rates), sum(rate["n"] for rate in rates)))
