@@ -24,10 +24,11 @@ def run(good: list[float], bad: list[float], rate: float, hold: int = 2, length:
     return calibrate(peaks(good + bad, length), truth_E, config, first_success)
 
 
-def test_separable_episodes_get_the_threshold_midway_in_logits() -> None:
-    """Between the worst failure and the worst success."""
+def test_separable_episodes_get_the_lowest_threshold() -> None:
+    """Just above the worst failure, however sure the worst success is; a half where no failure comes near."""
     result = run(good=[0.95, 0.99], bad=[0.62, 0.02], rate=0.02)
-    assert abs(result.threshold - 0.85) < 0.02
+    assert 0.62 < result.threshold < 0.65
+    assert run(good=[0.95, 0.99], bad=[0.12, 0.02], rate=0.02).threshold == 0.5
     assert (result.false_successes, result.missed_successes, result.agreement) == (0, 0, 1.0)
     assert (result.failed, result.succeeded) == (2, 2)
 

@@ -73,9 +73,9 @@ def calibrate(
     """The threshold that finds most successes among those within `config.false_success_rate`.
 
     `probabilities[e]` (T_e,) belongs to the frames after each action of held-out episode e, `succeeded_E[e]` is its
-    true outcome. Among equally good thresholds the middle one (in logits) is taken, which leaves room on both sides.
-    Where no threshold keeps the rate, the one with the fewest false successes is returned: compare
-    `false_success_rate` of the result.
+    true outcome. Among equally good thresholds the lowest is taken: imagined successes are fainter than the recorded
+    ones that decide here. Where no threshold keeps the rate, the one with the fewest false successes is returned:
+    compare `false_success_rate` of the result.
     """
     assert len(probabilities) == len(succeeded_E) > 0
     thresholds = 1 / (1 + np.exp(-LOGITS))
@@ -90,8 +90,7 @@ def calibrate(
     failed = int((~succeeded_E).sum())
     allowed_K = false_K <= max(config.false_success_rate * failed, false_K.min())
     best_K = allowed_K & (missed_K == missed_K[allowed_K].min())
-    candidates = np.flatnonzero(best_K)
-    chosen = candidates[len(candidates) // 2]
+    chosen = int(best_K.argmax())
     return Calibration(
         threshold=float(thresholds[chosen]),
         hold=config.hold,
