@@ -79,8 +79,13 @@ def test_training_goes_on_from_an_earlier_one(first: Path, tmp_path: Path) -> No
     changes = [float((more[name].float() - value.float()).abs().max()) for name, value in before.items()]
     assert 0 < max(changes) < 0.05  # two steps away, and not begun anew
     card = json.loads((tmp_path / "card.json").read_text())
-    assert card["before"]["seed"] == 0 and card["config"]["seed"] == 1
+    assert [one["seed"] for one in card["before"]] == [0] and card["config"]["seed"] == 1
+    assert card["true_rollouts"] == {"episodes": 8, "steps": 128}
     assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == ["codec.safetensors", "dit.safetensors"]
+    pretrain(tmp_path / "third", pretrained=tmp_path, seed=1)
+    card = json.loads((tmp_path / "third" / "card.json").read_text())
+    assert [one["seed"] for one in card["before"]] == [0, 1]
+    assert card["true_rollouts"]["episodes"] == 8  # the second's play once more
     with pytest.raises(UserError, match="nowhere"):
         pretrain(tmp_path / "new", pretrained=tmp_path / "nowhere")
     with pytest.raises(ValidationError, match="pretrained: expected own_memory settings"):

@@ -6,6 +6,7 @@ The paper fine-tunes a video backbone that was pretrained on the world's videos;
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -117,14 +118,21 @@ def _take_over(pretrained: Path, folder: Path) -> None:
 
 
 def _card(config: PretrainConfig, files: list[Path]) -> dict[str, object]:
+    earlier = read_json(config.pretrained / "card.json") if config.pretrained else {}
+    before = [*earlier.get("before", []), earlier["config"]] if earlier else []
+    settings = config.model_dump(mode="json")
+    episodes, steps = Counter[int](), Counter[int]()  # by seed: episode i of one is the same in every training
+    for one in (*before, settings):
+        episodes |= Counter({one["seed"]: one["episodes"]})
+        steps |= Counter({one["seed"]: one["episodes"] * one["steps"]})
     return {
         "command": "make pretrained",
         "licence": "Apache-2.0",
         "data": f"{config.episodes} episodes of {config.steps} steps of undirected play in the tabletop simulator, "
         f"{'with' if config.actions else 'without'} actions; other layouts than the suite's, blocks and plates in "
         "colours that the suite's do not have, no instructions, no success labels",
-        **({"before": read_json(config.pretrained / "card.json")["config"]} if config.pretrained else {}),
-        "true_rollouts": {"episodes": config.episodes, "steps": config.episodes * config.steps},
-        "config": config.model_dump(mode="json"),
+        "before": before,
+        "true_rollouts": {"episodes": episodes.total(), "steps": steps.total()},
+        "config": settings,
         "sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
     }
