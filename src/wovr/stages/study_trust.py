@@ -6,11 +6,12 @@ Cells of other settings than today's are left out: worlds of two kinds have no c
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
-from wovr.metrics.success import Rate
+from wovr.metrics.hallucination import Confusion
+from wovr.stages.data import COLLECT
 from wovr.stages.study_text import markdown, rate_text
 
 WORLDS = {"base": "base", "pace": "refined"}
@@ -53,11 +54,10 @@ def recorded_table(plain: Sequence[Cell]) -> str:
         sources = dict.fromkeys(name for cell in plain for name in cell["hallucination"].get(world, {}))
         for source in sources:
             of = [cell["hallucination"].get(world, {}).get(source) for cell in plain]
-            total: Counter[str] = Counter()
-            for one in of:
-                total.update(one["overall"]["counts"] if one else {})
-            policy = "base policy" if source == "collect" else "evolved policy"
-            rows.append([shown, policy, *_confusion(total)])
+            found = _total(one["overall"]["counts"] for one in of if one)
+            policy = "base policy" if source == COLLECT else "evolved policy"
+            rates = found.agreement, found.false_success_rate, found.false_failure_rate
+            rows.append([shown, policy, *map(rate_text, rates)])
     return markdown(rows)
 
 
@@ -79,8 +79,5 @@ def _correlation(found: Mapping[str, Any] | None) -> str:
     return f"{found['value']:.2f} ({low:.2f} to {high:.2f})"
 
 
-def _confusion(counts: Mapping[str, int]) -> list[str]:
-    right, failed = counts["both_succeed"] + counts["both_fail"], counts["both_fail"] + counts["false_success"]
-    succeeded = counts["both_succeed"] + counts["false_failure"]
-    parts = (right, failed + succeeded), (counts["false_success"], failed), (counts["false_failure"], succeeded)
-    return [rate_text(Rate(*part)) for part in parts]
+def _total(counts: Iterable[Mapping[str, int]]) -> Confusion:
+    return Confusion(*(sum(column) for column in zip(*(astuple(Confusion(**one)) for one in counts), strict=True)))
