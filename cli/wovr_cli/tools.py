@@ -27,7 +27,7 @@ def pretrain(
 ) -> None:
     """Make the pretrained codec and world model, from undirected play.
 
-    Those that ship with wovr are made by configs/pretrain.yaml, in about two hours on two CPU cores with AMX.
+    Those that ship with wovr are made by configs/pretrain.yaml, in about three hours on two CPU cores with AMX.
     """
     from wovr.core.config import load_config
     from wovr.core.dist import Dist

@@ -158,6 +158,9 @@ class WorldTrainingConfig(Config):
     context: ContextConfig = ContextConfig()
     flow: FlowConfig = FlowConfig()
     windows: WindowConfig = WindowConfig()
+    mirror: tuple[int, ...] = ()
+    """Action dims that point sideways, where the world is the same seen in a mirror: every episode is then learned from
+    twice, as it is and as its mirror image. Empty learns from what was recorded alone (the paper)."""
     loss: WorldLossConfig = WorldLossConfig()
     train: TrainConfig = TrainConfig(
         steps=1500, batch_size=32, lr=3e-4, warmup_steps=100, schedule="cosine", ema_decay=0.999, validate_every=500
@@ -176,6 +179,12 @@ class WorldTrainingConfig(Config):
         if self.own_memory and self.context.memory_frames == 1:
             raise ValueError("own_memory: expected a memory of 4 frames or more, found 1")
         return self
+
+
+def check_mirror(mirror: tuple[int, ...], action_dim: int) -> None:
+    """ValueError unless these are dims of an action, the gripper's excepted."""
+    if any(not 0 <= dim < action_dim - 1 for dim in mirror):
+        raise ValueError(f"mirror: expected dims from 0 to {action_dim - 2}, found {list(mirror)}")
 
 
 class WorldStageConfig(WorldTrainingConfig):
@@ -236,6 +245,11 @@ class Experiment(Config):
             raise ValueError("sft.train: expected train settings, or policy.pretrained to take as it is")
         if self.policy.views == 2 and isinstance(self.simulator, TabletopConfig):
             raise ValueError("policy.views: expected 1, since the tabletop has no camera at the hand")
+        return self
+
+    @model_validator(mode="after")
+    def _mirror_turns_motions(self) -> Self:
+        check_mirror(self.world_model.mirror, self.policy.action_dim)
         return self
 
     @field_validator("world_model")

@@ -24,9 +24,10 @@ from wovr.core.train import TrainConfig
 from wovr.core.types import no_motion
 from wovr.dit.context import layout
 from wovr.dit.model import ActionDiT, DiTConfig
+from wovr.episodes.mirror import with_mirror_images
 from wovr.imagine.load import StoredCodec, save_codec
 from wovr.imagine.world_model import for_inference
-from wovr.stages.experiment import WorldTrainingConfig
+from wovr.stages.experiment import WorldTrainingConfig, check_mirror
 from wovr.stages.fit_world import WorldTraining, part_name
 from wovr.stages.latents import LatentEpisodes, check_fit
 from wovr.stages.play import play_episodes
@@ -61,6 +62,11 @@ class PretrainConfig(WorldTrainingConfig):
     def _there_is_more_to_do(self) -> Self:
         if self.pretrained is not None and self.own_memory is None:
             raise ValueError("pretrained: expected own_memory settings, with which training goes on, found none")
+        return self
+
+    @model_validator(mode="after")
+    def _mirror_turns_motions(self) -> Self:
+        check_mirror(self.mirror, self.dit.action_dim)
         return self
 
     @model_validator(mode="after")
@@ -104,6 +110,7 @@ def run(config: PretrainConfig, folder: Path, log: RunLog, dist: Dist) -> None:
         )
         save_codec(codec_path, for_inference(codec, "bf16"))
     stored = StoredCodec(codec_path, dist.device)
+    episodes = with_mirror_images(episodes, config.mirror)
     data = LatentEpisodes(episodes, stored, log, config.context, CHUNK * config.loss.chunks)
     WorldTraining(config, stored, data, config.seed, dist, log, precision="bf16").run(dit, dit_path)
     write_json(folder / "card.json", _card(config, [codec_path, dit_path]))
@@ -121,6 +128,8 @@ def _card(config: PretrainConfig, files: list[Path]) -> dict[str, object]:
     earlier = read_json(config.pretrained / "card.json") if config.pretrained else {}
     before = [*earlier.get("before", []), earlier["config"]] if earlier else []
     settings = config.model_dump(mode="json")
+    told = ("with" if config.actions else "without") + " actions"
+    told += " and with their mirror images" if config.mirror else ""
     episodes, steps = Counter[int](), Counter[int]()  # by seed: episode i of one is the same in every training
     for one in (*before, settings):
         episodes |= Counter({one["seed"]: one["episodes"]})
@@ -129,8 +138,8 @@ def _card(config: PretrainConfig, files: list[Path]) -> dict[str, object]:
         "command": "make pretrained",
         "licence": "Apache-2.0",
         "data": f"{config.episodes} episodes of {config.steps} steps of undirected play in the tabletop simulator, "
-        f"{'with' if config.actions else 'without'} actions; other layouts than the suite's, blocks and plates in "
-        "colours that the suite's do not have, no instructions, no success labels",
+        f"{told}; other layouts than the suite's, blocks and plates in colours that the suite's do not have, no "
+        "instructions, no success labels",
         "before": before,
         "true_rollouts": {"episodes": episodes.total(), "steps": steps.total()},
         "config": settings,

@@ -17,6 +17,7 @@ from wovr.core.types import Episode
 from wovr.dit.context import layout
 from wovr.dit.model import ACTION_PARTS, ActionDiT
 from wovr.dit.weights import is_wan, load_wan
+from wovr.episodes.mirror import with_mirror_images
 from wovr.imagine.load import CODEC, DIT, REWARD, StoredCodec, load_dit, load_reward
 from wovr.imagine.world_model import WorldModel, served
 from wovr.reward.classifier import RewardClassifier
@@ -53,8 +54,10 @@ def world_training(
     """The training of the run's world model on these episodes, so weighted; refinement uses it too. A reward head is
     calibrated on those that are held out."""
     settings = place.experiment.world_model
+    if settings.mirror and weight_E is not None:
+        weight_E = np.tile(weight_E, 2)
     data = LatentEpisodes(
-        episodes,
+        with_mirror_images(episodes, settings.mirror),
         codec,
         place.log,
         settings.context,
