@@ -35,7 +35,7 @@ format: .venv/installed ## Mend what can be mended without a person.
 docs: .venv/installed ## Write the references of configuration and command line anew from the code.
 	$(BIN)/python docs/generate.py
 
-pretrained: .venv/installed ## Make data/pretrained anew, in about two hours on two cores with AMX.
+pretrained: .venv/installed ## Make data/pretrained anew, in about three hours on two cores with AMX.
 	$(BIN)/wovr pretrain configs/pretrain.yaml --out build/pretrain
 	cp build/pretrain/*.safetensors build/pretrain/card.json data/pretrained
 
