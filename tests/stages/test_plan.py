@@ -259,6 +259,17 @@ def test_frames_take_the_memory_that_they_may_and_the_disk_the_rest() -> None:
     assert reward(4, 2)[1] == whole, "ranks share what they reconstruct by way of the disk"
 
 
+def test_mirror_images_have_latents_of_their_own() -> None:
+    experiment = load_config(Experiment, CONFIGS / "tabletop.yaml", [*ONE_PHASE[1:], SMALL])
+    networks = Networks(experiment, gpu=False)
+
+    def disk(mirror: str) -> float:
+        stages = Stages(changed(experiment, f"world_model.mirror={mirror}"), Machine(gpus=1), networks)
+        return next(stage for stage in stages.all() if stage.name == "world_model").disk
+
+    assert disk("[0]") - disk("[]") == (600 + 4 * 15) * 49 * (2 * 12 * 8 * 8)  # bf16, 12 channels, 8 x 8 cells
+
+
 def test_recipes_for_small_gpus_fit(libero: Networks) -> None:
     """Of 24 and 48 GB, with the optimiser's states in host memory; without these overlays they do not."""
     for size in (24, 48):

@@ -61,8 +61,10 @@ class Counts:
         """That the world model's training keeps: of the first frame, of standing still there where the codec reads a
         stream, and of what follows."""
         still = 0 if self.codec.stride == 1 else self.networks.window.frames - 1
-        kinds = 2 if self.experiment.world_model.context.memory_frames == 1 else 1
-        return episodes * (kinds * (1 + self.horizon // self.codec.stride) + still)
+        world = self.experiment.world_model
+        kinds = 2 if world.context.memory_frames == 1 else 1
+        images = 2 if world.mirror else 1
+        return images * episodes * (kinds * (1 + self.horizon // self.codec.stride) + still)
 
     def _latent(self) -> int:
         """Bytes of one, in bf16."""
