@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,8 @@ def test_videos_cross_a_pickle_and_a_fork(tmp_path: Path) -> None:
     video = store.open(store.names[0]).frames_THWC
     video[0]
     assert len(pickle.dumps(video)) < 1000, "its frames stay behind"
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        np.testing.assert_array_equal(pool.apply(frames_of, (video, slice(2, 6))), array[2:6])
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        np.testing.assert_array_equal(pool.submit(frames_of, video, slice(2, 6)).result(), array[2:6])
     child = os.fork()
     if child == 0:
         os._exit(0 if np.array_equal(store.open(store.names[0]).frames_THWC[:], array) else 1)
