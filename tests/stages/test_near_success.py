@@ -51,8 +51,10 @@ def test_every_stage_weighs_what_it_can_recognise(toy, tmp_path, monkeypatch):
     all_failed = [[not episode.success for episode in episodes] for episodes in (first, both)]
     expected = [np.where(mask, 5.0, 1.0).tolist() for mask in (close[0], all_failed[1])]
     assert [weight_E.tolist() for weight_E in labels] == expected
-    expected = [np.where(mask, 5.0, 1.0).tolist() for mask in (all_failed[0], all_failed[0], all_failed[1])]
-    assert [weight_E.tolist() for weight_E in windows] == expected, "true memories, own memories, refinement"
+    expected = [2 * np.where(mask, 5.0, 1.0).tolist() for mask in (all_failed[0], all_failed[0], all_failed[1])]
+    assert [weight_E.tolist() for weight_E in windows] == expected, (
+        "true memories, own memories, refinement; a mirror image is worth its episode"
+    )
 
 
 def test_off_nothing_is_looked_for(toy, tmp_path, monkeypatch):
