@@ -2,7 +2,7 @@
 
 Left and right change places in the frames, and the actions that move sideways change their sign. What a world model
 learns from it holds only where the mirrored scene could have happened: two fingers over a table, seen from above, but
-no arm of six joints beside it.
+no arm of six joints beside it. An instruction stays as it is: it must not name left or right.
 """
 
 from __future__ import annotations
