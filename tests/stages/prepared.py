@@ -20,7 +20,7 @@ from wovr.stages.sft import POLICY
 
 STAGES = ("sft", "collect", "codec", "reward", "world_model", "decoder", "keyframes")
 SIGNAL = (
-    "world_model.mirror=[]",
+    "world_model.mirror=[]",  # with the toy world that comes of it, one update would have no signal
     "rl.groups=4",
     "rl.updates=5",
     "rl.rollout_batch=2",  # one group: what is computed side by side is then the same for any number of ranks
