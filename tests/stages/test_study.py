@@ -187,12 +187,22 @@ def test_the_digest_reads_what_is_in_the_files(folder: Path, tmp_path: Path) -> 
     moved.write_bytes(config.world_model.pretrained.read_bytes())
     world = config.world_model.model_copy(update={"pretrained": moved})
     other = config.model_copy(update={"world_model": world})
-    assert digest(other) == digest(config)
+    assert digest(other, "policy") == digest(config, "policy")
     moved.write_bytes(b"other weights")
-    assert digest(other) != digest(config)
+    assert digest(other, "policy") != digest(config, "policy")
     online = settings(folder).of("online", 0)
-    assert digest(online) == digest(online.model_copy(update={"world_model": world}))
-    assert digest(online) != digest(online.model_copy(update={"seed": 1}))
+    assert digest(online, "policy") == digest(online.model_copy(update={"world_model": world}), "policy")
+    assert digest(online, "policy") != digest(online.model_copy(update={"seed": 1}), "policy")
+
+
+def test_a_world_models_cell_asks_not_how_a_policy_is_trained(folder: Path) -> None:
+    of = settings(folder).of("adaln", 0)
+    other = of.model_copy(update={"rl": of.rl.model_copy(update={"updates": 7})})
+    assert digest(other, "policy") != digest(of, "policy")
+    assert digest(other, "world") == digest(of, "world")
+    further = of.model_copy(update={"rl": of.rl.model_copy(update={"keyframe_steps": 8})})
+    assert digest(further, "world") != digest(of, "world")
+    assert digest(of.model_copy(update={"seed": 1}), "world") != digest(of, "world")
 
 
 def test_a_variant_of_the_pretrained_network_keeps_what_fits(done: Path) -> None:

@@ -33,6 +33,8 @@ POLICY = ("rl", "refine", "eval", "hallucination", "closed_loop")
 WORLD_MEASURES = ("hallucination", "world_model_eval", "action_following", "compare_reward")
 ONLINE = ("seed", "simulator", "policy", "sft", "rl", "eval")
 """Settings that decide a cell without a world model."""
+UNTRAINED = ("rl", "refine", "eval", "closed_loop")
+"""Settings that decide no cell without a policy's training, but for how far keyframes are followed."""
 SUMMARIES = {
     "hallucination": hallucination.SUMMARY,
     "closed_loop": closed_loop.SUMMARY,
@@ -50,6 +52,9 @@ BUDGET = {
 play behind a pretrained start is stated apart."""
 
 
+Measure = Literal["policy", "world"]
+
+
 class StudyCell(Config):
     """One variant."""
 
@@ -57,7 +62,7 @@ class StudyCell(Config):
     """In the tables."""
     overrides: tuple[str, ...] = ()
     """Over the study's experiment."""
-    measure: Literal["policy", "world"] = "policy"
+    measure: Measure = "policy"
     """Whether the policy is trained to the end, or the world model alone is made and measured."""
     table: str = "policy"
     """Of `docs/study.md` in which its row stands."""
@@ -157,7 +162,7 @@ def result(run: Path, cell: str, settings: StudyCell, experiment: Experiment) ->
         "cell": cell,
         "seed": experiment.seed,
         "overrides": list(settings.overrides),
-        "experiment": digest(experiment),
+        "experiment": digest(experiment, settings.measure),
         "processor": processor(),
         "seconds": {name: stage["seconds"] for name, stage in stages.items()},
         "ledger": folder.ledger(),
@@ -167,12 +172,16 @@ def result(run: Path, cell: str, settings: StudyCell, experiment: Experiment) ->
     }
 
 
-def digest(experiment: Experiment) -> str:
+def digest(experiment: Experiment, measure: Measure) -> str:
     """Of all settings that decide a cell, and of what is in the files that they name: a cell of another digest is of
-    earlier settings. GRPO in the true simulator has no use for a world model's."""
+    earlier settings. GRPO in the true simulator has no use for a world model's, a world model none for a policy's."""
     settings = experiment.model_dump(mode="json")
     if experiment.rl.simulator:
         settings = {name: settings[name] for name in ONLINE}
+    if measure == "world":
+        keyframe_steps = settings["rl"]["keyframe_steps"]
+        settings = {name: value for name, value in settings.items() if name not in UNTRAINED}
+        settings["keyframe_steps"] = keyframe_steps
     text = json.dumps(_with_contents(settings), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

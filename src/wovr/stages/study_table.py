@@ -44,8 +44,8 @@ def read_cells(config: StudyConfig, results: Path) -> Cells:
         for seed in config.seeds:
             path = result_path(results, cell, seed)
             if path.is_file():
-                read = read_json(path)
-                of.append(read | {"star": "" if read["experiment"] == digest(config.of(cell, seed)) else STAR})
+                read, now = read_json(path), digest(config.of(cell, seed), config.cells[cell].measure)
+                of.append(read | {"star": "" if read["experiment"] == now else STAR})
     return found
 
 
