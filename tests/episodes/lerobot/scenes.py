@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,12 @@ def psnr(left: Frames, right: Frames) -> float:
 
 def encode(path: Path, frames: Frames, fps: int = FPS, codec: str = "libx264", **options: str) -> None:
     """One mp4 file; LeRobot's defaults are the codec libsvtav1 and g=2, a keyframe every second frame."""
+    # For root, SVT-AV1 makes the thread that opens it a real-time one, and the tests after it would starve the machine.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(_encode, path, frames, fps, codec, options).result()
+
+
+def _encode(path: Path, frames: Frames, fps: int, codec: str, options: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps, options={"g": "2", "crf": "20", **options})
