@@ -81,7 +81,7 @@ def test_the_policy_of_the_quickstart_acts(reader, capsys):
 def test_the_file_of_the_quickstart_builds_on_another(reader):
     save(blocks(ROOT / "docs/quickstart.md"), reader)
     experiment = load_config(Experiment, reader / "mine.yaml")
-    assert experiment.rl.updates == 60 != load_experiment(ROOT / "configs/tabletop.yaml").rl.updates
+    assert experiment.rl.updates == 90 != load_experiment(ROOT / "configs/tabletop.yaml").rl.updates
     assert yaml.safe_load((reader / "mine.yaml").read_text())["extends"] == "configs/tabletop.yaml"
     planned = CliRunner().invoke(app, ["plan", "mine.yaml", "--gpus", "0"])
     assert planned.exit_code in (0, 1) and "rl" in planned.output, "1 where this machine's memory is too small"
