@@ -20,6 +20,7 @@ from wovr.metrics.success import T95, t95
 from wovr.stages import pipeline, study
 from wovr.stages.experiment import Experiment
 from wovr.stages.fork import agreeing, fork
+from wovr.stages.pipeline import load_experiment
 from wovr.stages.study import StudyConfig, budget, digest, result_path, run_study
 from wovr.stages.study_table import MARKS, read_cells, write_tables
 
@@ -226,6 +227,32 @@ def test_what_does_not_fit_is_said_before_anything_runs(folder: Path, tmp_path: 
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValidationError, match="cells: expected one without overrides, found none"):
         StudyConfig(experiment=folder / "toy.yaml", cells={"bad": study.StudyCell(**cells["bad"])})
+    for cell in ("adaln", "nobody"):  # one without a policy's training, and none at all
+        with pytest.raises(ValidationError, match=f"trusted: expected a cell whose policy is trained, found '{cell}'"):
+            StudyConfig.model_validate(settings(folder).model_dump() | {"trusted": cell})
+
+
+def test_a_study_may_be_of_other_values_than_the_experiment_has(folder: Path) -> None:
+    """Its own go over the experiment's, and a cell's over those."""
+    half = settings(folder).model_copy(update={"overrides": ("rl.starts.keyframe_fraction=0.25",)})
+    assert half.plain == "wovr"
+    shares = {name: half.of(name, 0).rl.starts.keyframe_fraction for name in CELLS}
+    assert shares == {"wovr": 0.25, "online": 0.25, "no_kir": 0.0, "adaln": 0.25}
+
+
+def test_trust_is_told_of_the_cell_that_is_named(done: Path, tmp_path: Path) -> None:
+    document, mark = tmp_path / "study.md", [mark.format(name="recorded") for mark in MARKS]
+    results = tmp_path / "results"
+    shutil.copytree(done / "results", results)
+    path = result_path(results, "no_kir", 0)
+    found = read_json(path)
+    for source in found["hallucination"]["base"].values():
+        source["overall"]["counts"] = {"both_succeed": 900, "false_success": 0, "false_failure": 0, "both_fail": 0}
+    write_json(path, found)
+    for trusted, told in ((None, False), ("no_kir", True)):
+        document.write_text("\n".join(mark))
+        write_tables(settings(done).model_copy(update={"trusted": trusted}), results, document)
+        assert ("n = 900" in document.read_text()) == told
 
 
 def test_the_study_that_ships_has_valid_cells() -> None:
@@ -234,6 +261,8 @@ def test_the_study_that_ships_has_valid_cells() -> None:
     config = load_config(StudyConfig, Path(__file__).parents[2] / "configs" / "study.yaml", [])
     for cell in config.cells:
         assert json.dumps(config.of(cell, 0).model_dump(mode="json"))
+    demo = load_experiment(Path(__file__).parents[2] / "configs" / "tabletop.yaml", ["seed=0"])
+    assert config.trusted and config.of(config.trusted, 0) == demo  # what is told of trust is told of the demo
     document = (Path(__file__).parents[2] / "docs" / "study.md").read_text()
     for name in {cell.table for cell in config.cells.values()}:
         assert all(mark.format(name=name) in document for mark in MARKS)

@@ -73,16 +73,23 @@ class StudyConfig(Config):
 
     experiment: Path
     """YAML file; relative paths are looked up beside the study's."""
+    overrides: tuple[str, ...] = ()
+    """Over it, in every cell: where the method that is studied is not what the experiment has become."""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     """Every cell is run with each of them."""
     cells: dict[str, StudyCell] = Field(min_length=1)
     """By name, in the order in which they are run. The one without overrides is what the others are compared with."""
+    trusted: str | None = None
+    """Cell of which the document says how far its imagination can be trusted: one that ends with closed loops. None
+    takes the one without overrides."""
 
     @model_validator(mode="after")
     def _one_is_plain(self) -> Self:
         plain = [name for name, cell in self.cells.items() if not cell.overrides]
         if len(plain) != 1:
             raise ValueError(f"cells: expected one without overrides, found {', '.join(plain) or 'none'}")
+        if self.trusted is not None and (self.trusted not in self.cells or self.cells[self.trusted].measure == "world"):
+            raise ValueError(f"trusted: expected a cell whose policy is trained, found {self.trusted!r}")
         return self
 
     @property
@@ -92,7 +99,7 @@ class StudyConfig(Config):
 
     def of(self, cell: str, seed: int) -> Experiment:
         """A cell's experiment. UserError where an override does not fit."""
-        return load_experiment(self.experiment, [*self.cells[cell].overrides, f"seed={seed}"])
+        return load_experiment(self.experiment, [*self.overrides, *self.cells[cell].overrides, f"seed={seed}"])
 
 
 def result_path(results: Path, cell: str, seed: int) -> Path:

@@ -58,7 +58,7 @@ def write_tables(config: StudyConfig, results: Path, document: Path) -> None:
         measure = {cell.measure for cell in config.cells.values() if cell.table == name}
         table = policy_table(config, cells, titles) if measure == {"policy"} else world_table(config, cells, titles)
         text = _between(text, [mark.format(name=name) for mark in MARKS], table)
-    today = [cell for cell in cells[config.plain] if not cell["star"]]
+    today = [cell for cell in cells[config.trusted or config.plain] if not cell["star"]]
     for name, table_of in TRUST.items():
         text = _between(text, [mark.format(name=name) for mark in MARKS], table_of(today))
     write_text(document, text)

@@ -1,4 +1,4 @@
-"""How far the study's plain cells can be trusted: success in closed loop beside the truth, recorded actions beside
+"""How far one variant's imagination can be trusted: success in closed loop beside the truth, recorded actions beside
 what they did.
 
 Cells of other settings than today's are left out: worlds of two kinds have no common rate.
@@ -22,10 +22,10 @@ STARTS = {"first_frame": "first frames", "keyframe": "keyframes"}
 Cell = Mapping[str, Any]
 
 
-def closed_loop_table(plain: Sequence[Cell]) -> str:
+def closed_loop_table(cells: Sequence[Cell]) -> str:
     """Success of every policy of a run from the same first frames, in truth and in each world model."""
     rows: list[list[str]] = []
-    for cell in plain:
+    for cell in cells:
         policies, worlds = cell["closed_loop"]["policies"], cell["closed_loop"]["worlds"]
         if not rows:
             rows.append(["", *(_step(name) for name in policies)])
@@ -37,23 +37,23 @@ def closed_loop_table(plain: Sequence[Cell]) -> str:
     return markdown(rows) if rows else "No cell yet."
 
 
-def correlation_table(plain: Sequence[Cell]) -> str:
+def correlation_table(cells: Sequence[Cell]) -> str:
     """Correlation of imagined and true success over a run's policies, seed by seed."""
-    rows = [["world model", "from", *(f"seed {cell['seed']}" for cell in plain)]]
+    rows = [["world model", "from", *(f"seed {cell['seed']}" for cell in cells)]]
     for world, shown in WORLDS.items():
         for start, of in STARTS.items():
-            found = [cell["closed_loop"]["worlds"].get(world, {}).get(start, {}).get("correlation") for cell in plain]
+            found = [cell["closed_loop"]["worlds"].get(world, {}).get(start, {}).get("correlation") for cell in cells]
             rows.append([shown, of, *map(_correlation, found)])
     return markdown(rows)
 
 
-def recorded_table(plain: Sequence[Cell]) -> str:
+def recorded_table(cells: Sequence[Cell]) -> str:
     """Whether both worlds agree about success under the recorded actions of held-out episodes, all seeds together."""
     rows = [["world model", "episodes of", "agreement", "false success", "false failure"]]
     for world, shown in WORLDS.items():
-        sources = dict.fromkeys(name for cell in plain for name in cell["hallucination"].get(world, {}))
+        sources = dict.fromkeys(name for cell in cells for name in cell["hallucination"].get(world, {}))
         for source in sources:
-            of = [cell["hallucination"].get(world, {}).get(source) for cell in plain]
+            of = [cell["hallucination"].get(world, {}).get(source) for cell in cells]
             found = _total(one["overall"]["counts"] for one in of if one)
             policy = "base policy" if source == COLLECT else "evolved policy"
             rates = found.agreement, found.false_success_rate, found.false_failure_rate
