@@ -166,7 +166,10 @@ def test_the_tables_hold_what_the_cells_hold(done: Path, tmp_path: Path) -> None
     recorded = next(line for line in text.splitlines() if line.startswith("| base | base policy |"))
     assert f", n = {sum(counts.values())} |" in recorded  # the copy, of other settings, is left out
     assert text.startswith("Before.") and "Between." in text and text.endswith("After.\n")
-    assert "without KIR" in (document.parent / "images" / "study.svg").read_text()
+    drawn = (document.parent / "images" / "study.svg").read_text()
+    assert "without KIR" in drawn
+    rings = [line for line in drawn.splitlines() if "<use" in line and "fill-opacity: 0" in line]
+    assert len(rings) == 4 * 2 + 1  # a seed each: two of base, before PACE, WoVR and without KIR, one of GRPO online
 
 
 def test_cells_of_earlier_settings_have_a_star(done: Path, tmp_path: Path) -> None:

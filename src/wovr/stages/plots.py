@@ -114,21 +114,25 @@ def intervals(
     x: str | None = None,
     left: float = 1.4,
     colours: Sequence[int] | None = None,
+    parts: Mapping[str, Sequence[float]] | None = None,
 ) -> Markup:
     """{label: (value, low, high)} as points with their intervals, first on top.
 
     Shares in [0, 1], shown as 0 to 100 %; with `x`, the name of the axis, differences beside a line at 0. `left` is the
-    margin for the labels, inches; `colours` are places in COLOURS, by default the first.
+    margin for the labels, inches; `colours` are places in COLOURS, by default the first. `parts`
+    are what a value is the mean of, as rings.
     """
     scale = 100 if x is None else 1
     with mpl.rc_context(STYLE):
         figure, axes = _figure(title, x or "%", "", height=0.8 + 0.38 * len(values), left=left)
         axes.grid(False)
         axes.grid(axis="x")
-        for place, one in enumerate(values.values()):
+        for place, (label, one) in enumerate(values.items()):
             (value, low, high), colour = (scale * number for number in one), COLOURS[colours[place] if colours else 0]
             axes.plot([low, high], [-place, -place], color=colour, linewidth=3, alpha=0.5)
             axes.plot([value], [-place], "o", color=colour, markersize=7)
+            for part in parts[label] if parts else ():
+                axes.plot([scale * part], [-place], "o", color=INK, markerfacecolor="none", markersize=5, linewidth=1)
             axes.annotate(f"{value:.1f}", (value, -place), (0, 7), textcoords="offset points", ha="center")
         axes.set_yticks([-place for place in range(len(values))], list(values))
         if x is None:

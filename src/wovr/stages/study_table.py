@@ -126,12 +126,13 @@ def world_table(config: StudyConfig, cells: Cells, titles: Mapping[str, str]) ->
 
 
 def success_plot(config: StudyConfig, cells: Cells) -> Any:
-    """Success of every policy with its interval."""
-    values = {}
+    """Success of every policy with its interval, and that of each seed."""
+    values, seeds = {}, {}
     for title, (policy, of) in policies(config, cells).items():
         rate = Rate.of(np.concatenate([_outcomes(cell, policy) for cell in of]))
         values[title] = (rate.rate, *rate.ci95)
-    return intervals(values, title="True success, all seeds", left=2.4)
+        seeds[title] = [cell["success"][policy]["rate"] for cell in of]
+    return intervals(values, title="True success, all seeds and each of them", left=2.4, parts=seeds)
 
 
 def _outcomes(cell: Mapping[str, Any], policy: str) -> Any:
