@@ -119,8 +119,8 @@ def intervals(
     """{label: (value, low, high)} as points with their intervals, first on top.
 
     Shares in [0, 1], shown as 0 to 100 %; with `x`, the name of the axis, differences beside a line at 0. `left` is the
-    margin for the labels, inches; `colours` are places in COLOURS, by default the first. `parts`
-    are what a value is the mean of, as rings.
+    margin for the labels, inches; `colours` are places in COLOURS, by default the first. `parts` are
+    what a value is the mean of, as rings.
     """
     scale = 100 if x is None else 1
     with mpl.rc_context(STYLE):
@@ -132,7 +132,7 @@ def intervals(
             axes.plot([low, high], [-place, -place], color=colour, linewidth=3, alpha=0.5)
             axes.plot([value], [-place], "o", color=colour, markersize=7)
             for part in parts[label] if parts else ():
-                axes.plot([scale * part], [-place], "o", color=INK, markerfacecolor="none", markersize=5, linewidth=1)
+                axes.plot([scale * part], [-place], "o", color=INK, markerfacecolor="none", markersize=5)
             axes.annotate(f"{value:.1f}", (value, -place), (0, 7), textcoords="offset points", ha="center")
         axes.set_yticks([-place for place in range(len(values))], list(values))
         if x is None:
