@@ -227,6 +227,9 @@ def test_what_does_not_fit_is_said_before_anything_runs(folder: Path, tmp_path: 
     bad = StudyConfig(experiment=folder / "toy.yaml", cells={k: study.StudyCell(**v) for k, v in cells.items()})
     with pytest.raises(UserError, match=r"rl\.nothing"):
         run_study(bad, tmp_path / "runs", tmp_path / "results")
+    online = settings(folder).model_copy(update={"trusted": "online"})  # trains a policy, but nothing is imagined
+    with pytest.raises(UserError, match="trusted: expected a cell with a world model, found 'online'"):
+        run_study(online, tmp_path / "runs", tmp_path / "results")
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValidationError, match="cells: expected one without overrides, found none"):
         StudyConfig(experiment=folder / "toy.yaml", cells={"bad": study.StudyCell(**cells["bad"])})
@@ -261,12 +264,13 @@ def test_trust_is_told_of_the_cell_that_is_named(done: Path, tmp_path: Path) -> 
 def test_the_study_that_ships_has_valid_cells() -> None:
     from wovr.core.config import load_config
 
-    config = load_config(StudyConfig, Path(__file__).parents[2] / "configs" / "study.yaml", [])
+    root = Path(__file__).parents[2]
+    config = load_config(StudyConfig, root / "configs" / "study.yaml", [])
     for cell in config.cells:
         assert json.dumps(config.of(cell, 0).model_dump(mode="json"))
-    demo = load_experiment(Path(__file__).parents[2] / "configs" / "tabletop.yaml", ["seed=0"])
+    demo = load_experiment(root / "configs" / "tabletop.yaml", ["seed=0"])
     assert config.trusted and config.of(config.trusted, 0) == demo  # what is told of trust is told of the demo
-    document = (Path(__file__).parents[2] / "docs" / "study.md").read_text()
+    document = (root / "docs" / "study.md").read_text()
     for name in {cell.table for cell in config.cells.values()}:
         assert all(mark.format(name=name) in document for mark in MARKS)
 

@@ -128,6 +128,8 @@ def run_study(
         raise UserError(f"--cell: expected {', '.join(config.cells)}, found {unknown[0]!r}")
     wanted = [(cell, seed) for seed in seeds or config.seeds for cell in cells or config.cells]
     experiments = {(cell, seed): config.of(cell, seed) for cell, seed in wanted}
+    if config.trusted and config.of(config.trusted, config.seeds[0]).rl.simulator:
+        raise UserError(f"trusted: expected a cell with a world model, found {config.trusted!r}")
     missing = [key for key in wanted if not result_path(results, *key).is_file()]
     for number, (cell, seed) in enumerate(missing[:limit], start=1):
         print(f"study: {cell}, seed {seed}: {number} of {len(missing)}", flush=True)
